@@ -1,0 +1,115 @@
+//! What can go wrong between Refract and the kernel: operation, object, and the kernel's answer.
+//!
+//! Takes raw error numbers and I/O errors; makes sentences that a person can act on. It decides
+//! nothing: whether an error is fatal is said by whoever asked for the operation.
+
+use std::{fmt, io};
+
+/// An error number as the kernel sent it.
+///
+/// A type of our own because ipset answers with private codes from 4096 on, which the operating
+/// system's error types do not hold (uapi/linux/netfilter/ipset/ip_set.h, `enum ipset_errno`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// `EPERM`.
+    pub const PERM: Self = Self(1);
+    /// `ENOENT`.
+    pub const NOENT: Self = Self(2);
+    /// `EEXIST`.
+    pub const EXIST: Self = Self(17);
+    /// `EINVAL`.
+    pub const INVAL: Self = Self(22);
+    /// `EOPNOTSUPP`.
+    pub const OPNOTSUPP: Self = Self(95);
+    /// `ENOBUFS`: a receive buffer overflowed and messages were lost.
+    pub const NOBUFS: Self = Self(105);
+    /// `IPSET_ERR_PROTOCOL`.
+    pub const IPSET_PROTOCOL: Self = Self(4097);
+    /// `IPSET_ERR_FIND_TYPE`: the kernel has no such set type or revision.
+    pub const IPSET_FIND_TYPE: Self = Self(4098);
+    /// `IPSET_ERR_BUSY`: the set is referenced.
+    pub const IPSET_BUSY: Self = Self(4100);
+    /// `IPSET_ERR_TYPE_MISMATCH`: sets of different types cannot be swapped.
+    pub const IPSET_TYPE_MISMATCH: Self = Self(4102);
+    /// `IPSET_ERR_EXIST`: the element is (add) or is not (delete, test) there.
+    pub const IPSET_EXIST: Self = Self(4103);
+    /// `IPSET_ERR_TIMEOUT`: the set was made without timeouts.
+    pub const IPSET_TIMEOUT: Self = Self(4107);
+    /// `IPSET_ERR_HASH_FULL`.
+    pub const IPSET_HASH_FULL: Self = Self(4352);
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::PERM => out.write_str("not permitted (it takes CAP_NET_ADMIN)"),
+            Self::IPSET_PROTOCOL => out.write_str("the kernel's ipset speaks another protocol"),
+            Self::IPSET_FIND_TYPE => out.write_str("the kernel has no such set type"),
+            Self::IPSET_BUSY => out.write_str("the set is in use by a rule"),
+            Self::IPSET_TYPE_MISMATCH => out.write_str("the set is of another type"),
+            Self::IPSET_EXIST => out.write_str("the element is already there, or is not"),
+            Self::IPSET_TIMEOUT => out.write_str("the set was made without timeouts"),
+            Self::IPSET_HASH_FULL => out.write_str("the set is full"),
+            Self(code) if code < 4096 => {
+                write!(out, "{}", io::Error::from_raw_os_error(code))
+            }
+            Self(code) => write!(out, "ipset error {code}"),
+        }
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Errno({}: {self})", self.0)
+    }
+}
+
+impl std::error::Error for Errno {}
+
+/// Everything that this crate can fail at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel answered a request with an error number.
+    #[error("cannot {operation} {object}: {source}")]
+    Refused {
+        /// What was asked for, as a verb: "add to", "create", "destroy".
+        operation: &'static str,
+        /// What it was asked of: a set's name, an address, a connection.
+        object: String,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// A system call on a socket, file or process failed.
+    #[error("cannot {operation} {object}: {source}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The kernel's answer cannot be understood.
+    #[error("cannot understand the kernel's answer to {operation} {object}")]
+    Malformed {
+        /// What was asked for.
+        operation: &'static str,
+        /// On what.
+        object: String,
+    },
+}
+
+impl Error {
+    /// The kernel's error number, when it gave one.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { source, .. } => Some(*source),
+            Self::Io { source, .. } => source.raw_os_error().map(Errno),
+            Self::Malformed { .. } => None,
+        }
+    }
+}

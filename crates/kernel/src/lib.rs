@@ -1,0 +1,15 @@
+//! Acts: what Refract does to the kernel, and what it asks of it.
+//!
+//! Std types in and out. It knows no users, reads no log and no clock, and decides nothing.
+//!
+//! | room | what it does |
+//! |---|---|
+//! | [`wire`] | the netlink format, both ways, pure |
+//! | [`netlink`] | one socket: requests, dumps, events |
+//! | [`error`] | what can go wrong, as sentences |
+
+pub mod error;
+pub mod netlink;
+pub mod wire;
+
+pub use error::{Errno, Error};

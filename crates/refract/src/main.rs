@@ -1,0 +1,2 @@
+//! Joins.
+fn main() {}
