@@ -1,0 +1,172 @@
+//! The commands that work without a daemon: `list`, `unban`, `why`, `uninstall`.
+//!
+//! Takes parsed arguments; makes text on stdout or an error. They speak to the kernel and the block
+//! log directly, so they answer the same whether a daemon runs or not. What a command prints from
+//! the log was escaped when it was written; what it prints from the kernel are addresses.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Write},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use refract_core::Network;
+use refract_kernel::ban_sets::{Ban, BanSets, BanTarget};
+
+use crate::{error::Error, lock::NamespaceLock, privilege};
+
+/// `refract list`: every ban in the kernel with the time it has left, the shortest first.
+pub fn list(out: &mut impl Write) -> Result<(), Error> {
+    privilege::require_net_admin()?;
+    let mut bans = open_sets()?.list()?;
+    bans.sort_by_key(|ban| ban.remaining);
+    let mut text = String::new();
+    if bans.is_empty() {
+        text.push_str("no bans\n");
+    }
+    for ban in &bans {
+        text.push_str(&format!("{:<45} {}\n", shown(&ban.target), left(ban.remaining)));
+    }
+    print(out, &text)
+}
+
+/// `refract unban`: lifts the named bans, or all.
+pub fn unban(sources: &[String], all: bool, out: &mut impl Write) -> Result<(), Error> {
+    privilege::require_net_admin()?;
+    let mut sets = open_sets()?;
+    let bans = sets.list()?;
+    let wanted: Vec<Network> = sources
+        .iter()
+        .map(|text| text.parse().map_err(|_| Error::NotASource { text: text.clone() }))
+        .collect::<Result<_, _>>()?;
+
+    let mut unmatched: Vec<bool> = vec![true; wanted.len()];
+    for Ban { target, .. } in bans {
+        let network = network_of(&target);
+        let mut named = all;
+        for (source, missed) in wanted.iter().zip(&mut unmatched) {
+            if source.overlaps(network) {
+                named = true;
+                *missed = false;
+            }
+        }
+        if named && sets.unban(&target)? {
+            print(out, &format!("lifted {}\n", shown(&target)))?;
+        }
+    }
+    let missed: Vec<&str> = sources
+        .iter()
+        .zip(&unmatched)
+        .filter(|(_, missed)| **missed)
+        .map(|(text, _)| text.as_str())
+        .collect();
+    if missed.is_empty() { Ok(()) } else { Err(Error::NotBanned { sources: missed.join(", ") }) }
+}
+
+/// `refract why`: the records of the block log that concern a source, oldest first.
+pub fn why(source: &str, block_log: &Path, out: &mut impl Write) -> Result<(), Error> {
+    let trouble = |error| Error::BlockLog { path: block_log.to_owned(), source: error };
+    let wanted: Network =
+        source.parse().map_err(|_| Error::NotASource { text: source.to_owned() })?;
+    let mut reader = BufReader::new(File::open(block_log).map_err(trouble)?);
+    let mut line = Vec::new();
+    let mut found = false;
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line).map_err(trouble)? == 0 {
+            break;
+        }
+        let text = String::from_utf8_lossy(&line);
+        if source_of_record(&text).is_some_and(|recorded| recorded.overlaps(wanted)) {
+            found = true;
+            print(out, &text)?;
+        }
+    }
+    if !found {
+        print(out, &format!("no record of {wanted} in {}\n", block_log.display()))?;
+    }
+    Ok(())
+}
+
+/// The source that a record of the block log, in either format, is about.
+#[must_use]
+pub fn source_of_record(line: &str) -> Option<Network> {
+    let source = if line.starts_with('{') {
+        let value: serde_json::Value = serde_json::from_str(line).ok()?;
+        value.get("source")?.as_str()?.to_owned()
+    } else {
+        // The user is quoted with every quote inside escaped, so the first unescaped quote after
+        // it ends it and ` source=` follows; a user named `x source=y` is inside the quotes.
+        let (_, rest) = line.split_once(" user=\"")?;
+        let (_, rest) = rest.get(end_of_quoted(rest)?..)?.split_once(" source=")?;
+        rest.split(' ').next()?.trim_end().to_owned()
+    };
+    source.parse().ok()
+}
+
+/// Where the text of a quoted field ends: the place of the closing quote.
+fn end_of_quoted(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    for (place, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return Some(place),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn open_sets() -> Result<BanSets, Error> {
+    Ok(BanSets::open(crate::firewall::SET_NAMES, true)?)
+}
+
+fn network_of(target: &BanTarget) -> Network {
+    match target {
+        BanTarget::Network { address, prefix } => Network::masked(*address, *prefix),
+        BanTarget::Flow { address, .. } => Network::host(*address),
+    }
+}
+
+fn shown(target: &BanTarget) -> String {
+    match target {
+        BanTarget::Network { .. } => network_of(target).to_string(),
+        BanTarget::Flow { address: IpAddr::V4(address), port } => format!("udp:{address}:{port}"),
+        BanTarget::Flow { address: IpAddr::V6(address), port } => format!("udp:[{address}]:{port}"),
+    }
+}
+
+fn left(remaining: Duration) -> String {
+    let seconds = remaining.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds}s"),
+        (0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
+        (hours, minutes, seconds) => format!("{hours}h{minutes:02}m{seconds:02}s"),
+    }
+}
+
+fn print(out: &mut impl Write, text: &str) -> Result<(), Error> {
+    match out.write_all(text.as_bytes()) {
+        // Whoever reads has seen enough (`refract list | head`).
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|source| Error::Io {
+            operation: "write to",
+            object: "standard output".to_owned(),
+            source,
+        }),
+    }
+}
+
+/// `refract uninstall`: removes refract's rules, then its sets; nothing else, and not while a
+/// daemon runs, which would put them back.
+pub fn uninstall(iptables: Option<PathBuf>, out: &mut impl Write) -> Result<(), Error> {
+    privilege::require_enforcing()?;
+    let _lock = NamespaceLock::take()?;
+    for line in crate::firewall::uninstall(iptables)? {
+        print(out, &format!("{line}\n"))?;
+    }
+    Ok(())
+}

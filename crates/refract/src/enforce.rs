@@ -1,0 +1,488 @@
+//! Carries verdicts out: bans, kills, and remembers what is still to be done about each.
+//!
+//! Takes all evictions of one read of the log; makes kernel state and, when an offender is settled,
+//! one [`Record`]. The order is fixed: every offender of the read goes into the sets first, so that
+//! a reconnect meets the ban; then each named connection is destroyed by exact lookup; then one
+//! combined survey finds what else those sources have open, destroyed in slices; then a second pass
+//! catches what was opened meanwhile. One error in one case never stops the others. It decides
+//! nobody's guilt, writes no file, and in a dry run touches nothing.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd},
+    time::{Duration, Instant},
+};
+
+use refract_core::{
+    BanBrake, Eviction, Exemptions, Measure, Moment, Network, Offender, Permit, Source, Transport,
+};
+use refract_kernel::{
+    ban_sets::{BanSets, BanTarget},
+    sock_diag::{Connection, SockDiag},
+};
+
+use crate::{
+    audit::{Action, Outcome, Record},
+    cli::Protocols,
+    endpoints::Endpoints,
+    error::Error,
+    ledger::Ledger,
+    ports::Ports,
+    survey::{Findings, Request, Surveyor},
+};
+
+/// Connections destroyed in one turn of the loop: at 3 to 5 µs each (measured) this stays well
+/// below half a millisecond.
+const SLICE: usize = 64;
+/// Passes over a banned source's connections.
+const PASSES: u8 = 2;
+
+/// What enforcement needs to know of the settings.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Transports enforced on.
+    pub protocols: Protocols,
+    /// Protected local ports.
+    pub ports: Ports,
+    /// How long a ban lasts.
+    pub timeout: Duration,
+    /// Ban the address even when the log named the peer with `udp:`.
+    pub udp_ban: bool,
+    /// Most users banned in a minute; 0 is no bound.
+    pub max_bans: u32,
+}
+
+/// The kernel side: absent in a dry run.
+#[derive(Debug)]
+pub struct Arms {
+    /// The ban sets.
+    pub sets: BanSets,
+    /// For exact lookups and destruction.
+    pub sockets: SockDiag,
+    /// For everything that takes a dump.
+    pub surveyor: Surveyor,
+}
+
+/// Enforcement with its unfinished business.
+#[derive(Debug)]
+pub struct Enforcer {
+    terms: Terms,
+    arms: Option<Arms>,
+    brake: BanBrake,
+    /// Where clients' connections end on this host.
+    pub endpoints: Endpoints,
+    /// What is banned.
+    pub ledger: Ledger,
+    waiting: Vec<Case>,
+    round: Option<Round>,
+}
+
+/// One user's offending source in one read of the log.
+#[derive(Debug)]
+struct Case {
+    user: Box<[u8]>,
+    source: Source,
+    action: Action,
+    reason: &'static str,
+    peers: Vec<SocketAddr>,
+    targets: Vec<BanTarget>,
+    incumbents: Vec<String>,
+    places: u32,
+    inbound: Option<Box<[u8]>>,
+    evidence: &'static str,
+    /// The peers are TCP connections of a protected port, as far as the log can tell.
+    tcp: bool,
+    read_at: Instant,
+    latency: Duration,
+    killed: u32,
+    flows: u32,
+    troubles: Vec<String>,
+}
+
+/// The cases that one survey serves, and how far it is.
+#[derive(Debug)]
+struct Round {
+    cases: Vec<Case>,
+    by_network: HashMap<(IpAddr, u8), usize>,
+    pass: u8,
+    awaiting: bool,
+    found: Vec<Connection>,
+}
+
+impl Enforcer {
+    /// Enforcement under `terms`; without `arms` it is a dry run.
+    #[must_use]
+    pub fn new(terms: Terms, arms: Option<Arms>) -> Self {
+        let brake = BanBrake::new(terms.max_bans);
+        Self {
+            terms,
+            arms,
+            brake,
+            endpoints: Endpoints::default(),
+            ledger: Ledger::default(),
+            waiting: Vec::new(),
+            round: None,
+        }
+    }
+
+    /// The kernel side, if this is not a dry run.
+    pub fn arms(&mut self) -> Option<&mut Arms> {
+        self.arms.as_mut()
+    }
+
+    /// Becomes readable when a survey is finished.
+    #[must_use]
+    pub fn survey_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.arms.as_ref().map(|arms| arms.surveyor.as_fd())
+    }
+
+    /// Bans and kills all offenders of one read. What is settled at once is handed to `settled`;
+    /// the rest follows from [`advance`](Self::advance).
+    pub fn enforce(
+        &mut self,
+        evictions: &mut Vec<Eviction>,
+        exemptions: &Exemptions,
+        read_at: Instant,
+        now: Moment,
+        mut settled: impl FnMut(Record),
+    ) {
+        let mut cases = self.open_cases(evictions, exemptions, read_at, now);
+        self.ban(&mut cases);
+        if let Some(arms) = &mut self.arms {
+            for case in cases.iter_mut().filter(|case| case.tcp) {
+                kill_named(case, arms, &mut self.endpoints);
+            }
+        }
+        for mut case in cases {
+            case.latency = case.read_at.elapsed();
+            if self.arms.is_some() && !case.targets.is_empty() {
+                self.waiting.push(case);
+            } else {
+                settled(self.record(case));
+            }
+        }
+        self.start_round();
+    }
+
+    /// There is work that can go on without waiting for anything.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.round.as_ref().is_some_and(|round| !round.awaiting)
+    }
+
+    /// Nothing is unfinished.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.round.is_none() && self.waiting.is_empty()
+    }
+
+    /// Takes the findings of a finished survey and destroys one slice of them. Call it when
+    /// [`survey_fd`](Self::survey_fd) is readable and in every turn while it
+    /// [is busy](Self::is_busy).
+    pub fn advance(&mut self, mut settled: impl FnMut(Record)) {
+        let (Some(round), Some(arms)) = (&mut self.round, &mut self.arms) else { return };
+        if round.awaiting {
+            let Some(findings) = arms.surveyor.findings() else { return };
+            round.take(findings);
+        }
+        for _ in 0..SLICE {
+            let Some(connection) = round.found.pop() else { break };
+            round.destroy(&connection, &mut arms.sockets, &mut self.endpoints);
+        }
+        if !round.found.is_empty() {
+            return;
+        }
+        if round.pass < PASSES {
+            round.pass += 1;
+            round.awaiting = arms.surveyor.request(request(&round.cases));
+            if round.awaiting {
+                return;
+            }
+        }
+        if let Some(round) = self.round.take() {
+            for case in round.cases {
+                settled(self.record(case));
+            }
+        }
+        self.start_round();
+    }
+
+    /// Gives up waiting, as at the end of the process: every unfinished case becomes a record now.
+    pub fn settle_all(&mut self, mut settled: impl FnMut(Record)) {
+        let unfinished = self.round.take().map(|round| round.cases).unwrap_or_default();
+        for case in unfinished.into_iter().chain(std::mem::take(&mut self.waiting)) {
+            settled(self.record(case));
+        }
+    }
+
+    /// Puts the bans that are still due back into sets that were made again.
+    pub fn restore(&mut self, now: Instant) -> Vec<String> {
+        let due = self.ledger.due(now);
+        let Some(arms) = &mut self.arms else { return Vec::new() };
+        arms.sets
+            .ban(&due)
+            .into_iter()
+            .filter_map(|result| result.err().map(|error| error.to_string()))
+            .collect()
+    }
+
+    fn open_cases(
+        &mut self,
+        evictions: &mut Vec<Eviction>,
+        exemptions: &Exemptions,
+        read_at: Instant,
+        now: Moment,
+    ) -> Vec<Case> {
+        let mut cases: Vec<Case> = Vec::with_capacity(evictions.len());
+        let mut by_source: HashMap<Source, Vec<usize>> = HashMap::new();
+        for eviction in evictions.drain(..) {
+            for offender in &eviction.offenders {
+                let known = by_source.entry(offender.source).or_default();
+                let same = known.iter().copied().find(|index| {
+                    cases.get(*index).is_some_and(|case| {
+                        case.user.eq_ignore_ascii_case(&eviction.user)
+                            && case.tcp == (offender.transport != Transport::Udp)
+                    })
+                });
+                let index = same.unwrap_or_else(|| {
+                    let permit = match offender.measure {
+                        Measure::Ban => Some(self.brake.permit(&eviction.user, now)),
+                        Measure::Kill => None,
+                    };
+                    cases.push(Case::open(&eviction, offender, permit, read_at));
+                    known.push(cases.len() - 1);
+                    cases.len() - 1
+                });
+                if let Some(case) = cases.get_mut(index) {
+                    case.name(offender, &self.terms, exemptions);
+                }
+            }
+        }
+        cases
+    }
+
+    fn ban(&mut self, cases: &mut [Case]) {
+        let Some(arms) = &mut self.arms else { return };
+        let bans: Vec<(BanTarget, Duration)> = cases
+            .iter()
+            .flat_map(|case| case.targets.iter().map(|target| (*target, self.terms.timeout)))
+            .collect();
+        if bans.is_empty() {
+            return;
+        }
+        let end = Instant::now() + self.terms.timeout;
+        let mut results = arms.sets.ban(&bans).into_iter();
+        for case in cases {
+            for target in &case.targets {
+                match results.next() {
+                    Some(Ok(_)) => self.ledger.banned(*target, end),
+                    Some(Err(error)) => case.troubles.push(error.to_string()),
+                    None => case.troubles.push("the kernel gave no answer".to_owned()),
+                }
+            }
+        }
+    }
+
+    fn start_round(&mut self) {
+        if self.round.is_some() || self.waiting.is_empty() {
+            return;
+        }
+        let Some(arms) = &mut self.arms else { return };
+        let mut cases = std::mem::take(&mut self.waiting);
+        let awaiting = arms.surveyor.request(request(&cases));
+        if !awaiting {
+            for case in &mut cases {
+                case.troubles.push("the surveying thread is gone".to_owned());
+            }
+        }
+        let mut by_network = HashMap::new();
+        for (index, case) in cases.iter().enumerate() {
+            for (address, prefix) in case.networks() {
+                by_network.insert((address, prefix), index);
+            }
+        }
+        self.round = Some(Round { cases, by_network, pass: 1, awaiting, found: Vec::new() });
+    }
+
+    fn record(&self, case: Case) -> Record {
+        Record {
+            time: jiff::Timestamp::now(),
+            action: case.action,
+            reason: case.reason,
+            user: case.user.into_vec(),
+            source: case.source.to_string(),
+            peers: case.peers,
+            incumbents: case.incumbents,
+            places: case.places,
+            inbound: case.inbound.map(<[u8]>::into_vec),
+            timeout: self.terms.timeout,
+            killed: case.killed,
+            flows: case.flows,
+            latency: case.latency,
+            settled: case.read_at.elapsed(),
+            evidence: case.evidence,
+            outcome: match (&self.arms, case.troubles.is_empty()) {
+                (None, _) => Outcome::DryRun,
+                (Some(_), true) => Outcome::Done,
+                (Some(_), false) => Outcome::Failed(case.troubles.join("; ")),
+            },
+        }
+    }
+}
+
+impl Case {
+    fn open(
+        eviction: &Eviction,
+        offender: &Offender,
+        permit: Option<Permit>,
+        read_at: Instant,
+    ) -> Self {
+        let (action, reason) = match permit {
+            Some(Permit::Granted) => (Action::Ban, "places-held"),
+            Some(Permit::Withheld) => (Action::Kill, "max-bans-reached"),
+            None => (Action::Kill, "shared-source"),
+        };
+        Self {
+            user: eviction.user.clone(),
+            source: offender.source,
+            action,
+            reason,
+            peers: Vec::new(),
+            targets: Vec::new(),
+            incumbents: eviction.incumbents.iter().map(|held| held.source.to_string()).collect(),
+            places: eviction.places,
+            inbound: offender.inbound.clone(),
+            evidence: eviction.evidence.name(),
+            tcp: offender.transport != Transport::Udp,
+            read_at,
+            latency: Duration::ZERO,
+            killed: 0,
+            flows: 0,
+            troubles: Vec::new(),
+        }
+    }
+
+    /// Adds one more named connection of the same offender.
+    fn name(&mut self, offender: &Offender, terms: &Terms, exemptions: &Exemptions) {
+        let peer = SocketAddr::new(offender.peer.address, offender.peer.port);
+        if !self.peers.contains(&peer) {
+            self.peers.push(peer);
+        }
+        if self.action != Action::Ban {
+            return;
+        }
+        let target = if self.tcp || terms.udp_ban {
+            let network = ban_network(offender.source, offender.peer.address, exemptions);
+            BanTarget::Network { address: network.address(), prefix: network.prefix() }
+        } else {
+            BanTarget::Flow { address: peer.ip(), port: peer.port() }
+        };
+        if !self.targets.contains(&target) {
+            self.targets.push(target);
+        }
+    }
+
+    fn networks(&self) -> impl Iterator<Item = (IpAddr, u8)> {
+        self.targets.iter().filter_map(|target| match target {
+            BanTarget::Network { address, prefix } => Some((*address, *prefix)),
+            BanTarget::Flow { .. } => None,
+        })
+    }
+}
+
+/// What goes into the set: an IPv4 address as it is, an IPv6 source whole, unless it holds an
+/// address that may never be banned; then the exact address.
+fn ban_network(source: Source, address: IpAddr, exemptions: &Exemptions) -> Network {
+    let whole = source.network();
+    if address.is_ipv6() && exemptions.overlaps(whole).is_none() {
+        whole
+    } else {
+        Network::host(address)
+    }
+}
+
+fn request(cases: &[Case]) -> Request {
+    let mut request = Request::default();
+    for case in cases {
+        request.tcp.extend(case.networks());
+        request.udp.extend(case.networks());
+        request.flows.extend(case.targets.iter().filter_map(|target| match target {
+            BanTarget::Flow { address, port } => Some(SocketAddr::new(*address, *port)),
+            BanTarget::Network { .. } => None,
+        }));
+    }
+    request
+}
+
+fn kill_named(case: &mut Case, arms: &mut Arms, endpoints: &mut Endpoints) {
+    for peer in &case.peers {
+        let mut found = None;
+        for local in endpoints.for_peer(peer.ip()) {
+            match arms.sockets.find(*local, *peer) {
+                Ok(Some(connection)) => {
+                    found = Some((*local, connection));
+                    break;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    case.troubles.push(error.to_string());
+                    break;
+                }
+            }
+        }
+        if let Some((local, connection)) = found {
+            endpoints.found(local);
+            match arms.sockets.destroy(&connection) {
+                Ok(true) => case.killed += 1,
+                Ok(false) => {}
+                Err(error) => case.troubles.push(error.to_string()),
+            }
+        }
+    }
+}
+
+impl Round {
+    fn take(&mut self, findings: Findings) {
+        self.awaiting = false;
+        self.found = findings.connections;
+        // Conntrack is deleted for all sources of a survey at once; the first case tells of it.
+        if let Some(case) = self.cases.first_mut() {
+            case.flows = case.flows.saturating_add(u32::try_from(findings.flows).unwrap_or(u32::MAX));
+        }
+        for trouble in findings.troubles {
+            for case in &mut self.cases {
+                case.troubles.push(trouble.clone());
+            }
+        }
+    }
+
+    fn destroy(
+        &mut self,
+        connection: &Connection,
+        sockets: &mut SockDiag,
+        endpoints: &mut Endpoints,
+    ) {
+        let address = connection.remote().ip();
+        let index = self
+            .by_network
+            .iter()
+            .find(|((network, prefix), _)| Network::covers(*network, *prefix, address))
+            .map(|(_, index)| *index);
+        let Some(case) = index.and_then(|index| self.cases.get_mut(index)) else { return };
+        endpoints.found(connection.local());
+        match sockets.destroy(connection) {
+            Ok(true) => case.killed += 1,
+            Ok(false) => {}
+            Err(error) => case.troubles.push(error.to_string()),
+        }
+    }
+}
+
+/// Opens the kernel side of enforcement.
+pub fn arm(sets: BanSets, terms: &Terms) -> Result<Arms, Error> {
+    let mut sockets = SockDiag::open()?;
+    sockets.supports_destroy()?;
+    let surveyor = Surveyor::start(terms.ports.ranges().to_vec(), terms.protocols.udp)?;
+    Ok(Arms { sets, sockets, surveyor })
+}
