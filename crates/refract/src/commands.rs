@@ -124,7 +124,8 @@ fn open_sets() -> Result<BanSets, Error> {
     Ok(BanSets::open(crate::firewall::SET_NAMES, true)?)
 }
 
-fn network_of(target: &BanTarget) -> Network {
+/// The network that a ban covers; for a flow, its address.
+pub(crate) fn network_of(target: &BanTarget) -> Network {
     match target {
         BanTarget::Network { address, prefix } => Network::masked(*address, *prefix),
         BanTarget::Flow { address, .. } => Network::host(*address),
@@ -148,7 +149,8 @@ fn left(remaining: Duration) -> String {
     }
 }
 
-fn print(out: &mut impl Write, text: &str) -> Result<(), Error> {
+/// Writes to a reader that may have gone away.
+pub(crate) fn print(out: &mut impl Write, text: &str) -> Result<(), Error> {
     match out.write_all(text.as_bytes()) {
         // Whoever reads has seen enough (`refract list | head`).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

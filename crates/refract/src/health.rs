@@ -4,9 +4,14 @@
 //! a while per reason. Silence would be the worst answer: a masked log or a proxy in front make a
 //! limiter useless without any error. It reads no log and changes no verdict.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use refract_core::{Exemption, Rejection};
+use refract_core::{Exemption, Exemptions, Rejection, parse};
 
 /// Fewest lines from which a judgement is made.
 const FEWEST_LINES: u64 = 20;
@@ -14,6 +19,8 @@ const FEWEST_LINES: u64 = 20;
 const SHARE: u64 = 90;
 /// Pause before the same warning is given again.
 const PAUSE: Duration = Duration::from_secs(600);
+/// How much of the log's end is looked at before it is followed, bytes.
+const RECENT: u64 = 64 * 1024;
 
 /// What became of the lines so far.
 #[derive(Clone, Debug, Default)]
@@ -154,4 +161,41 @@ fn since(before: &Counters, now: &Counters) -> Counters {
         *count -= earlier;
     }
     counts
+}
+
+/// What is wrong with the end of the log as it stands before anything is followed: the last 64 KiB
+/// are parsed for this alone. Nothing where the log is no regular file, or cannot be read: that is
+/// the tail's to say.
+#[must_use]
+pub fn recent(log: &Path, exemptions: &Exemptions) -> Vec<&'static str> {
+    complaints(&recent_counts(log, exemptions).unwrap_or_default())
+}
+
+/// What becomes of the lines in the last 64 KiB of the log.
+pub fn recent_counts(log: &Path, exemptions: &Exemptions) -> io::Result<Counters> {
+    let mut counters = Counters::default();
+    // A FIFO would block, and what is in it belongs to the tail.
+    if !std::fs::metadata(log)?.is_file() {
+        return Ok(counters);
+    }
+    let mut file = File::open(log)?;
+    let begin = file.metadata()?.len().saturating_sub(RECENT);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut bytes = Vec::new();
+    file.take(RECENT).read_to_end(&mut bytes)?;
+    let mut lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+    // What follows the last newline is not a line yet; what precedes the first is a part of one.
+    lines.pop();
+    let first = usize::from(begin > 0);
+    for line in lines.iter().skip(first) {
+        counters.lines += 1;
+        match parse(line) {
+            Err(rejection) => counters.reject(rejection),
+            Ok(sighting) => match exemptions.reason(sighting.peer.address) {
+                Some(exemption) => counters.exempt(exemption),
+                None => counters.sightings += 1,
+            },
+        }
+    }
+    Ok(counters)
 }
