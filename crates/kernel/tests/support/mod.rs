@@ -6,6 +6,7 @@
 
 use std::{
     fs::File,
+    net::{TcpListener, TcpStream},
     os::fd::AsFd,
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -15,14 +16,14 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace whose loopback is up.
-pub struct Namespace {
+pub(crate) struct Namespace {
     name: String,
 }
 
 impl Namespace {
     /// Makes one.
     #[track_caller]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("refract-{}-{count}", std::process::id());
@@ -33,7 +34,7 @@ impl Namespace {
     }
 
     /// Runs `work` inside. A socket or child made there stays there, wherever it is used later.
-    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 let namespace = File::open(format!("/run/netns/{}", self.name)).unwrap();
@@ -47,7 +48,7 @@ impl Namespace {
 
     /// Runs a command inside, its words parted by spaces, and gives what it printed.
     #[track_caller]
-    pub fn run(&self, command: &str) -> String {
+    pub(crate) fn run(&self, command: &str) -> String {
         let mut words = vec!["netns", "exec", &self.name];
         words.extend(command.split_whitespace());
         run("ip", &words)
@@ -56,13 +57,23 @@ impl Namespace {
     /// Joins two namespaces by a veth pair: `eth0` with `.1` here and `.2` there, of 10.9.0.0/24
     /// and `2001:db8:9::/64`.
     #[track_caller]
-    pub fn join(&self, other: &Self) {
+    pub(crate) fn join(&self, other: &Self) {
         let Self { name, .. } = self;
         let there = &other.name;
-        run("ip", &["-n", name, "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", there]);
+        run(
+            "ip",
+            &["-n", name, "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", there],
+        );
         for (namespace, last) in [(self, 1), (other, 2)] {
             namespace.run(&format!("ip addr add 10.9.0.{last}/24 dev eth0"));
             namespace.run(&format!("ip addr add 2001:db8:9::{last}/64 dev eth0 nodad"));
+            namespace.run("ip link set eth0 addrgenmode none");
+            namespace.run("ip link set eth0 up");
+        }
+        // The carrier comes a moment later, and with it the last of the addresses and routes.
+        let listener = self.inside(|| TcpListener::bind("[2001:db8:9::1]:1").unwrap());
+        other.inside(|| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        for namespace in [self, other] {
             namespace.run("ip link set eth0 up");
         }
     }
