@@ -228,4 +228,114 @@ fn read_udp_source_port(tuple: &Attribute<'_>) -> Option<u16> {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+    use crate::wire::Messages;
+
+    /// `udp 17 29 src=10.9.0.2 dst=10.9.0.1 sport=1001 dport=9000 [UNREPLIED] src=10.9.0.1
+    /// dst=10.9.0.2 sport=8443 dport=1001` after a REDIRECT of 9000 to 8443, in zone 7.
+    #[rustfmt::skip]
+    const ENTRY: [u8; 128] = [
+        // nfgenmsg: AF_INET, version 0.
+        2, 0, 0, 0,
+        // CTA_TUPLE_ORIG, nested: CTA_TUPLE_IP, CTA_TUPLE_PROTO.
+        52, 0, 1, 0x80,
+            20, 0, 1, 0x80,   8, 0, 1, 0, 10, 9, 0, 2,   8, 0, 2, 0, 10, 9, 0, 1,
+            28, 0, 2, 0x80,   5, 0, 1, 0, 17, 0, 0, 0,   6, 0, 2, 0, 0x03, 0xe9, 0, 0,
+                              6, 0, 3, 0, 0x23, 0x28, 0, 0,
+        // CTA_TUPLE_REPLY, nested, the same.
+        52, 0, 2, 0x80,
+            20, 0, 1, 0x80,   8, 0, 1, 0, 10, 9, 0, 1,   8, 0, 2, 0, 10, 9, 0, 2,
+            28, 0, 2, 0x80,   5, 0, 1, 0, 17, 0, 0, 0,   6, 0, 2, 0, 0x20, 0xfb, 0, 0,
+                              6, 0, 3, 0, 0x03, 0xe9, 0, 0,
+        // CTA_ID.
+        8, 0, 12, 0, 0xde, 0xad, 0xbe, 0xef,
+        // CTA_ZONE.
+        6, 0, 18, 0, 0, 7, 0, 0,
+        // CTA_USE, which does not matter here.
+        4, 0, 11, 0,
+    ];
+
+    fn read(payload: &[u8]) -> Option<Entry<'_>> {
+        Entry::read(Message { kind: CT_NEW, flags: 2, sequence: 7, payload })
+    }
+
+    // conntrack -L, of both families at once.
+    #[test]
+    fn the_dump_asks_for_everything() {
+        let mut request = Writer::new();
+        write_dump(&mut request, 7);
+        #[rustfmt::skip]
+        let expected = [
+            20, 0, 0, 0,   0x01, 0x01,   0x01, 0x03,   7, 0, 0, 0,   0, 0, 0, 0,
+            0, 0, 0, 0,
+        ];
+        assert_eq!(request.bytes(), expected);
+    }
+
+    // conntrack -D -p udp -s 10.9.0.2 -d 10.9.0.1 --sport 1001 --dport 9000 --orig-zone 7, with the
+    // entry's id, so that another one with the same tuple is not hit.
+    #[test]
+    fn a_delete_names_the_entry_by_its_tuple_its_id_and_its_zone() {
+        let mut request = Writer::new();
+        write_delete(&mut request, 7, &read(&ENTRY).unwrap());
+        #[rustfmt::skip]
+        let mut expected = vec![
+            88, 0, 0, 0,   0x02, 0x01,   0x05, 0x00,   7, 0, 0, 0,   0, 0, 0, 0,
+            2, 0, 0, 0,
+        ];
+        expected.extend(&ENTRY[4..56]);
+        expected.extend([8, 0, 12, 0, 0xde, 0xad, 0xbe, 0xef]);
+        expected.extend([6, 0, 18, 0, 0, 7, 0, 0]);
+        assert_eq!(request.bytes(), expected);
+    }
+
+    #[test]
+    fn an_entry_is_its_source_and_the_port_of_the_socket_behind_nat() {
+        let entry = read(&ENTRY).unwrap();
+        assert_eq!(entry.source, "10.9.0.2:1001".parse().unwrap());
+        assert_eq!(entry.socket_port, 8443);
+    }
+
+    #[test]
+    fn what_is_not_udp_or_has_no_tuple_is_no_entry() {
+        let with = |at: usize, value: u8| {
+            let mut entry = ENTRY;
+            entry[at] = value;
+            read(&entry).is_some()
+        };
+        assert!(with(0, 2));
+        assert!(!with(36, 6), "TCP in the original tuple");
+        assert!(!with(88, 6), "TCP in the reply tuple");
+        assert!(!with(6, 99), "no original tuple");
+        assert!(!with(58, 99), "no reply tuple");
+        assert!(!with(110, 99), "no id");
+        let deleted = Message { kind: CT_DELETE, flags: 0, sequence: 7, payload: &ENTRY };
+        assert!(Entry::read(deleted).is_none());
+    }
+
+    #[test]
+    fn no_entry_however_broken_makes_a_delete_without_a_tuple() {
+        let mut request = Writer::new();
+        let mut read_any = 0;
+        for at in 0..ENTRY.len() {
+            for value in 0..=255 {
+                let mut bytes = ENTRY;
+                bytes[at] = value;
+                for end in [at, ENTRY.len()] {
+                    let Some(entry) = read(&bytes[..end]) else { continue };
+                    read_any += 1;
+                    write_delete(&mut request, 7, &entry);
+                    let messages: Vec<_> = Messages::new(request.bytes()).collect();
+                    assert_eq!(messages.len(), 1);
+                    let mut attributes = Attributes::new(&messages[0].payload[NFGENMSG_LEN..]);
+                    let tuple = attributes.next().unwrap();
+                    assert_eq!(tuple.kind, CTA_TUPLE_ORIG);
+                    assert!(read_source_ip(&tuple).is_some());
+                    assert_eq!(attributes.next().unwrap().kind, CTA_ID);
+                }
+            }
+        }
+        assert!(read_any > ENTRY.len());
+    }
+}

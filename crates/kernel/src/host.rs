@@ -275,4 +275,87 @@ fn is_single(address: IpAddr, length: u8) -> bool {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+
+    /// `default nexthop via 10.9.0.21 dev eth0 nexthop via inet6 fe80::7 dev eth0`, table 79.
+    #[rustfmt::skip]
+    const MULTIPATH: [u8; 72] = [
+        // rtmsg: AF_INET, destination /0, source /0, TOS, table, protocol, scope, type, flags.
+        2, 0, 0, 0, 79, 3, 0, 1, 0, 0, 0, 0,
+        // RTA_TABLE.
+        8, 0, 15, 0, 79, 0, 0, 0,
+        // RTA_MULTIPATH: two `struct rtnexthop`.
+        52, 0, 9, 0,
+            // 16 bytes, interface 2; RTA_GATEWAY.
+            16, 0, 0, 0, 2, 0, 0, 0,   8, 0, 5, 0, 10, 9, 0, 21,
+            // 32 bytes, interface 2; RTA_VIA with AF_INET6 and, as no link sets it, an RTA_FLOW.
+            32, 0, 0, 0, 2, 0, 0, 0,   22, 0, 18, 0, 10, 0,
+                0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0,
+    ];
+
+    fn gateways_of(payload: &[u8]) -> Vec<IpAddr> {
+        match Route::read(payload) {
+            Some(Route::Default(attributes)) => gateways(attributes),
+            _ => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_next_hop_of_a_default_route_is_a_gateway() {
+        let expected: [IpAddr; 2] = ["10.9.0.21".parse().unwrap(), "fe80::7".parse().unwrap()];
+        assert_eq!(gateways_of(&MULTIPATH), expected);
+    }
+
+    #[test]
+    fn a_route_that_is_neither_local_nor_default_says_nothing() {
+        let mut route = MULTIPATH;
+        route[1] = 24;
+        assert!(Route::read(&route).is_none(), "to a network");
+        route[1] = 0;
+        route[7] = 7;
+        assert!(Route::read(&route).is_none(), "unreachable default");
+    }
+
+    #[test]
+    fn no_truncation_and_no_false_length_of_a_route_is_read_past_its_end() {
+        for end in 0..MULTIPATH.len() {
+            let found = gateways_of(&MULTIPATH[..end]);
+            assert!(found.is_empty(), "{end} bytes: {found:?}");
+        }
+        for at in [20, 24, 32, 40, 48] {
+            for length in 0..=255 {
+                let mut route = MULTIPATH;
+                route[at] = length;
+                assert!(gateways_of(&route).len() <= 2, "length {length} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_own_address_is_the_local_one_where_there_are_two() {
+        // ifaddrmsg, IFA_ADDRESS 192.0.2.2 (the other end), IFA_LOCAL 192.0.2.1.
+        #[rustfmt::skip]
+        let message = [
+            2, 32, 0, 0, 2, 0, 0, 0,
+            8, 0, 1, 0, 192, 0, 2, 2,
+            8, 0, 2, 0, 192, 0, 2, 1,
+        ];
+        assert_eq!(read_own_address(&message), Some("192.0.2.1".parse().unwrap()));
+        assert_eq!(read_own_address(&message[..16]), Some("192.0.2.2".parse().unwrap()));
+        for end in 0..16 {
+            assert_eq!(read_own_address(&message[..end]), None, "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn the_first_ones_are_kept_when_there_is_no_room_for_more() {
+        let mut seen = Seen { room: 2, ..Seen::default() };
+        for last in [1, 1, 2] {
+            seen.keep(|seen| seen.addresses.insert([10, 0, 0, last].into()));
+        }
+        assert!(!seen.overflowed, "a double takes no room");
+        seen.keep(|seen| seen.networks.insert(([10, 0, 0, 0].into(), 8)));
+        assert!(seen.overflowed && seen.networks.is_empty());
+    }
+}

@@ -440,4 +440,161 @@ impl Probe {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+    use crate::{networks::Networks, wire::Messages};
+
+    /// The header of every request below: length, type, flags, sequence number, port.
+    fn header(length: u8, kind: u16, flags: u16) -> Vec<u8> {
+        let mut bytes = vec![length, 0, 0, 0];
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend([7, 0, 0, 0, 0, 0, 0, 0]);
+        bytes
+    }
+
+    /// The answer to a lookup: an IPv4 client of a dual-stack listener, established.
+    #[rustfmt::skip]
+    const ANSWER: [u8; 72] = [
+        // AF_INET6, ESTABLISHED, no timer, no retransmits.
+        10, 1, 0, 0,
+        // Ports 443 and 40000.
+        0x01, 0xbb, 0x9c, 0x40,
+        // ::ffff:127.0.0.1 and ::ffff:127.0.0.2.
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 2,
+        // No interface, cookie 21878.
+        0, 0, 0, 0, 0x76, 0x55, 0, 0, 0, 0, 0, 0,
+        // Expires, queues, uid, inode.
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0,
+    ];
+
+    fn read(payload: &[u8]) -> Option<Connection> {
+        Connection::read(Message { kind: SOCK_DIAG_BY_FAMILY, flags: 0, sequence: 7, payload })
+    }
+
+    // The exact lookup has no command; this is `struct inet_diag_req_v2` field by field.
+    #[test]
+    fn a_lookup_names_both_ends_and_any_cookie() {
+        let mut request = Writer::new();
+        let (local, remote) = ("10.0.0.1:443".parse().unwrap(), "10.0.0.2:40000".parse().unwrap());
+        write_lookup(&mut request, 7, local, remote);
+        let mut expected = header(72, 20, 0x0001);
+        #[rustfmt::skip]
+        expected.extend([
+            // AF_INET, IPPROTO_TCP, no extension, padding; no states.
+            2, 6, 0, 0,   0, 0, 0, 0,
+            0x01, 0xbb, 0x9c, 0x40,
+            10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0, 0,   255, 255, 255, 255, 255, 255, 255, 255,
+        ]);
+        assert_eq!(request.bytes(), expected);
+
+        let (local, remote) =
+            ("[2001:db8::1]:443".parse().unwrap(), "[2001:db8::2]:40000".parse().unwrap());
+        write_lookup(&mut request, 7, local, remote);
+        let mut expected = header(72, 20, 0x0001);
+        #[rustfmt::skip]
+        expected.extend([
+            10, 6, 0, 0,   0, 0, 0, 0,
+            0x01, 0xbb, 0x9c, 0x40,
+            0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
+            0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2,
+            0, 0, 0, 0,   255, 255, 255, 255, 255, 255, 255, 255,
+        ]);
+        assert_eq!(request.bytes(), expected);
+    }
+
+    // ss -K -tn 'sport = :443 and dst 127.0.0.2' sends the same for an IPv4 client of a dual-stack
+    // listener (iproute2 6.1, seen by strace): the family, addresses and cookie of the answer.
+    #[test]
+    fn a_reset_names_the_socket_as_the_kernel_named_it() {
+        let mut request = Writer::new();
+        write_destroy(&mut request, 7, &read(&ANSWER).unwrap());
+        let mut expected = header(72, 21, 0x0005);
+        #[rustfmt::skip]
+        expected.extend([
+            // AF_INET6, IPPROTO_TCP, no extension, padding; no states.
+            10, 6, 0, 0,   0, 0, 0, 0,
+            0x01, 0xbb, 0x9c, 0x40,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 2,
+            0, 0, 0, 0,   0x76, 0x55, 0, 0, 0, 0, 0, 0,
+        ]);
+        assert_eq!(request.bytes(), expected);
+    }
+
+    // ss -tn4 state established state syn-recv state fin-wait-1 state fin-wait-2 state close-wait
+    // state last-ack state closing 'dst 10.0.0.1', with the port in the request's own field.
+    #[test]
+    fn a_dump_asks_for_the_live_states_the_port_and_the_remote() {
+        let mut request = Writer::new();
+        let remotes = Networks::from_iter([("10.0.0.1".parse().unwrap(), 32)]);
+        let ports = [443..=443];
+        write_dump(&mut request, 7, AF_INET, &ConnectionFilter::on(&ports).from(&remotes));
+        let mut expected = header(92, 20, 0x0301);
+        #[rustfmt::skip]
+        expected.extend([
+            // States 1, 3, 4, 5, 8, 9, 11.
+            2, 6, 0, 0,   0b0011_1010, 0b0000_1011, 0, 0,
+            0x01, 0xbb, 0, 0,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0, 0,   0, 0, 0, 0, 0, 0, 0, 0,
+            // INET_DIAG_REQ_BYTECODE, 20 bytes: remote in 10.0.0.1/32, else past the end.
+            20, 0, 1, 0,
+            8, 16, 20, 0,   2, 32, 0, 0,   255, 255, 255, 255,   10, 0, 0, 1,
+        ]);
+        assert_eq!(request.bytes(), expected);
+    }
+
+    #[test]
+    fn an_answer_is_a_connection_with_plain_addresses() {
+        let connection = read(&ANSWER).unwrap();
+        assert_eq!(connection.local(), "127.0.0.1:443".parse().unwrap());
+        assert_eq!(connection.remote(), "127.0.0.2:40000".parse().unwrap());
+        assert_eq!((connection.state(), connection.cookie()), (TcpState::Established, 21878));
+        assert_eq!(connection.to_string(), "the connection of 127.0.0.2:40000 to 127.0.0.1:443");
+    }
+
+    #[test]
+    fn a_listener_and_whatever_is_not_a_connection_is_nothing() {
+        let with = |changes: &[(usize, u8)]| {
+            let mut answer = ANSWER;
+            for (at, value) in changes {
+                answer[*at] = *value;
+            }
+            read(&answer)
+        };
+        assert!(with(&[]).is_some());
+        assert_eq!(with(&[(1, 10)]), None, "LISTEN");
+        assert_eq!(with(&[(1, 0)]), None, "no such state");
+        assert_eq!(with(&[(1, 99)]), None, "no such state");
+        assert_eq!(with(&[(0, 1)]), None, "AF_UNIX");
+        assert_eq!(with(&[(6, 0), (7, 0)]), None, "no remote port");
+        let cookie: Vec<_> = (44..52).map(|at| (at, 255)).collect();
+        assert_eq!(with(&cookie), None, "the cookie that fits everything");
+        let error = Message { kind: 2, flags: 0, sequence: 7, payload: &ANSWER };
+        assert_eq!(Connection::read(error), None);
+    }
+
+    #[test]
+    fn every_truncation_of_an_answer_is_nothing_or_the_same_connection() {
+        for end in 0..ANSWER.len() {
+            let connection = read(&ANSWER[..end]);
+            assert_eq!(connection, (end >= 52).then(|| read(&ANSWER).unwrap()), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn a_request_is_one_message_of_its_own_length() {
+        let mut request = Writer::new();
+        let ports: Vec<_> = (0..60).map(|n| n..=n).collect();
+        write_dump(&mut request, 7, AF_INET6, &ConnectionFilter::on(&ports));
+        write_destroy(&mut request, 8, &read(&ANSWER).unwrap());
+        let messages: Vec<_> = Messages::new(request.bytes()).collect();
+        assert_eq!(messages.len(), 1);
+        assert_eq!((messages[0].sequence, messages[0].payload.len()), (8, 56));
+    }
+}

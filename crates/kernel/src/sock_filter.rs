@@ -171,3 +171,98 @@ impl Program {
         Some(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn networks(texts: &[&str]) -> Networks {
+        texts
+            .iter()
+            .map(|text| {
+                let (address, prefix) = text.split_once('/').unwrap();
+                (address.parse().unwrap(), prefix.parse().unwrap())
+            })
+            .collect()
+    }
+
+    // ss -tn '( sport >= :443 and sport <= :450 ) and ( dst 192.0.2.0/24 or dst 10.0.0.1 )'
+    // sends the same bytes (iproute2 6.1, seen by strace).
+    #[test]
+    fn a_range_of_ports_and_two_remotes_are_the_program_that_ss_writes() {
+        let remotes = networks(&["10.0.0.1/32", "192.0.2.0/24"]);
+        let ports = [443..=450];
+        let filter = ConnectionFilter::on(&ports).from(&remotes);
+        #[rustfmt::skip]
+        let expected = [
+            // Offset 0: local port >= 443, else to 56, which is four past the end.
+            2, 8, 56, 0,    0, 0, 0xbb, 0x01,
+            // 8: local port <= 450, else to 56.
+            3, 8, 48, 0,    0, 0, 0xc2, 0x01,
+            // 16: remote in 192.0.2.0/24, any port, else to 36.
+            8, 16, 20, 0,   2, 24, 0, 0,   255, 255, 255, 255,   192, 0, 2, 0,
+            // 32: to 52, the end.
+            1, 4, 20, 0,
+            // 36: remote in 10.0.0.1/32, else to 56.
+            8, 16, 20, 0,   2, 32, 0, 0,   255, 255, 255, 255,   10, 0, 0, 1,
+        ];
+        assert_eq!(filter.bytecode(AF_INET).unwrap(), expected);
+        assert_eq!(filter.bytecode(AF_INET6).unwrap(), expected, "for mapped addresses");
+        assert_eq!(filter.sole_port(), 0);
+    }
+
+    // As ss -tn6 'dst [2001:db8::]/32', with the port in the request instead.
+    #[test]
+    fn one_port_is_left_to_the_request_and_ipv6_is_not_asked_of_ipv4_sockets() {
+        let remotes = networks(&["2001:db8::/32"]);
+        let ports = [443..=443];
+        let filter = ConnectionFilter::on(&ports).from(&remotes);
+        #[rustfmt::skip]
+        let expected = [
+            8, 28, 32, 0,   10, 32, 0, 0,   255, 255, 255, 255,
+            0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        assert_eq!(filter.sole_port(), 443);
+        assert_eq!(filter.bytecode(AF_INET6).unwrap(), expected);
+        assert_eq!(filter.families().collect::<Vec<_>>(), [AF_INET6]);
+    }
+
+    #[test]
+    fn what_is_too_long_for_the_kernel_is_left_out_and_still_decides() {
+        let remotes: Networks = (0u32..)
+            .take(REMOTES_IN_KERNEL + 1)
+            .map(|n| (IpAddr::from(n.to_be_bytes()), 32))
+            .collect();
+        let ports: Vec<_> = (0..).take(PORT_RANGES_IN_KERNEL + 1).map(|n| 2 * n..=2 * n).collect();
+        let both = ConnectionFilter::on(&ports).from(&remotes);
+        assert_eq!(both.bytecode(AF_INET), None);
+        let of_ports = ConnectionFilter::on(&ports[1..]).from(&remotes);
+        assert_eq!(of_ports.bytecode(AF_INET).unwrap().len(), 64 * 16 + 63 * 4);
+        let (local, remote) = ("10.0.0.1:4".parse().unwrap(), "0.0.0.9:1".parse().unwrap());
+        assert!(both.matches(local, remote));
+        assert!(!both.matches("10.0.0.1:5".parse().unwrap(), remote));
+        assert!(!both.matches(local, "0.0.1.0:1".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_longest_program_fits_its_jumps_and_its_attribute() {
+        let remotes: Networks = (0u128..)
+            .take(REMOTES_IN_KERNEL)
+            .map(|n| (std::net::Ipv6Addr::from(n << 64).into(), 64))
+            .collect();
+        let ports: Vec<_> = (0..).take(PORT_RANGES_IN_KERNEL).map(|n| n..=n).collect();
+        let filter = ConnectionFilter::on(&ports).from(&remotes);
+        assert_eq!(filter.bytecode(AF_INET6).unwrap().len(), 64 * 20 - 4 + 128 * 32 - 4);
+    }
+
+    #[test]
+    fn no_port_or_no_remote_is_no_connection() {
+        let (some, none) = (networks(&["10.0.0.0/8"]), Networks::default());
+        let ports = [443..=443];
+        assert_eq!(ConnectionFilter::on(&[]).families().count(), 0);
+        assert_eq!(ConnectionFilter::on(&ports).from(&none).families().count(), 0);
+        assert_eq!(ConnectionFilter::on(&ports).from(&some).families().count(), 2);
+        assert_eq!(ConnectionFilter::on(&ports).families().count(), 2);
+        assert_eq!(ConnectionFilter::on(&ports).bytecode(AF_INET), None);
+    }
+}

@@ -1,10 +1,15 @@
 //! The connection tracking table of a live kernel: which UDP entries go and which stay. The second
 //! eye is `conntrack -L`.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
+#[path = "support/link.rs"]
+mod link;
 mod support;
 
 use std::{collections::BTreeSet, net::UdpSocket, ops::RangeInclusive, time::Duration};
 
+use link::join;
 use refract_kernel::{conntrack::Conntrack, networks::Networks};
 use support::Namespace;
 
@@ -19,7 +24,7 @@ struct Tracked {
 impl Tracked {
     fn new() -> Self {
         let (here, there) = (Namespace::new(), Namespace::new());
-        here.join(&there);
+        join(&here, &there);
         there.run("ip addr add 10.9.0.3/24 dev eth0");
         there.run("ip addr add 2001:db8:9::3/64 dev eth0 nodad");
         for tool in ["iptables-nft", "ip6tables-nft"] {
@@ -51,7 +56,7 @@ impl Tracked {
 }
 
 /// `udp 17 29 src=… dst=… sport=… dport=… [UNREPLIED] src=…`: the first of each is the original
-/// direction's. Without ports, as ICMPv6, they are 0.
+/// direction's. Without ports, as with ICMP, they are 0.
 fn read_entry(line: &str) -> (String, u16, u16) {
     let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name));
     let port = |name| field(name).map_or(0, |port| port.parse().unwrap());

@@ -1,11 +1,16 @@
 //! Addresses, local networks and gateways of a live namespace, and the news about them. The second
 //! eye is `ip`, which makes them.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
+#[path = "support/link.rs"]
+mod link;
 mod support;
 
 use std::net::IpAddr;
 
-use refract_kernel::host::{HostEvents, HostNetworks};
+use link::join;
+use refract_kernel::host::{CAPACITY, HostEvents, HostNetworks};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::Namespace;
 
@@ -30,7 +35,7 @@ fn is_readable(host: &HostEvents) -> bool {
 #[test]
 fn addresses_come_and_go_and_are_noticed() {
     let (here, there) = (Namespace::new(), Namespace::new());
-    here.join(&there);
+    join(&here, &there);
     let mut host = here.inside(|| HostEvents::subscribe().unwrap());
     let before = look(&mut host);
     for own in ["10.9.0.1", "2001:db8:9::1", "127.0.0.1", "::1"] {
@@ -56,7 +61,7 @@ fn addresses_come_and_go_and_are_noticed() {
 #[test]
 fn the_own_end_of_a_point_to_point_link_is_ours_and_the_other_is_not() {
     let (here, there) = (Namespace::new(), Namespace::new());
-    here.join(&there);
+    join(&here, &there);
     here.run("ip addr add 192.0.2.1 peer 192.0.2.2 dev eth0");
     here.run("ip addr add 2001:db8:5::1 peer 2001:db8:5::2 dev eth0");
     let seen = look(&mut here.inside(|| HostEvents::subscribe().unwrap()));
@@ -85,7 +90,7 @@ fn a_network_routed_to_this_host_is_its_own() {
 #[test]
 fn the_gateways_of_default_routes_are_found_wherever_they_are_written() {
     let (here, there) = (Namespace::new(), Namespace::new());
-    here.join(&there);
+    join(&here, &there);
     let mut host = here.inside(|| HostEvents::subscribe().unwrap());
     for (route, gateways) in [
         ("ip route add default via 10.9.0.2", &["10.9.0.2"][..]),
@@ -114,7 +119,7 @@ fn the_gateways_of_default_routes_are_found_wherever_they_are_written() {
 #[test]
 fn a_route_to_somewhere_else_is_no_news() {
     let (here, there) = (Namespace::new(), Namespace::new());
-    here.join(&there);
+    join(&here, &there);
     let mut host = here.inside(|| HostEvents::subscribe().unwrap());
     host.changed().unwrap();
     here.run("ip route add 198.51.100.0/24 via 10.9.0.2");
@@ -127,14 +132,14 @@ fn a_route_to_somewhere_else_is_no_news() {
 fn a_host_with_more_networks_than_are_kept_says_so() {
     let here = Namespace::new();
     let batch = tempfile::NamedTempFile::new().unwrap();
-    let routes: String = (0..=refract_kernel::host::CAPACITY)
-        .map(|n| format!("route add local 2001:db8:{:x}:{:x}::/64 dev lo\n", n >> 16, n & 0xffff))
+    let routes: Vec<String> = (0..=CAPACITY)
+        .map(|n| format!("route add local 2001:db8:{:x}:{:x}::/64 dev lo", n >> 16, n & 0xffff))
         .collect();
-    std::fs::write(&batch, routes).unwrap();
+    std::fs::write(&batch, routes.join("\n")).unwrap();
     here.run(&format!("ip -6 -batch {}", batch.path().display()));
     let seen = here.inside(|| HostEvents::subscribe().unwrap()).look().unwrap();
     assert!(!seen.is_complete);
     let kept = seen.addresses.len() + seen.networks.len() + seen.gateways.len();
-    assert_eq!(kept, refract_kernel::host::CAPACITY);
+    assert_eq!(kept, CAPACITY);
     assert!(seen.addresses.contains(&ip("127.0.0.1")), "the interfaces come first");
 }

@@ -1,5 +1,7 @@
 //! Which tools wake a listener on a live kernel, and which do not.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
 mod support;
 
 use refract_kernel::ruleset_events::RulesetEvents;

@@ -1,6 +1,10 @@
 //! TCP connections on a live kernel: what is found, what is reset, and what must never be hurt.
 //! The second eye is the peer itself and `ss`.
 
+#![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
+#[path = "support/link.rs"]
+mod link;
 mod support;
 
 use std::{
@@ -12,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use link::join;
 use refract_kernel::{
     netlink::Dumped,
     networks::Networks,
@@ -300,7 +305,7 @@ fn a_handshake_that_is_not_finished_is_found_and_dropped() {
 #[test]
 fn what_other_sources_and_other_ports_have_is_not_touched() {
     let (here, there) = (Namespace::new(), Namespace::new());
-    here.join(&there);
+    join(&here, &there);
     there.run("ip addr add 10.9.0.3/24 dev eth0");
     let listener = here.inside(|| TcpListener::bind("[::]:443").unwrap());
     let other_port = here.inside(|| TcpListener::bind("[::]:80").unwrap());

@@ -2,11 +2,10 @@
 //! and removed at the end even when the test fails.
 //!
 //! Needs root (or `unshare -Urnm` with a writable `/run/netns`) and `ip`.
-#![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::{
+    fmt,
     fs::File,
-    net::{TcpListener, TcpStream},
     os::fd::AsFd,
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -53,29 +52,12 @@ impl Namespace {
         words.extend(command.split_whitespace());
         run("ip", &words)
     }
+}
 
-    /// Joins two namespaces by a veth pair: `eth0` with `.1` here and `.2` there, of 10.9.0.0/24
-    /// and `2001:db8:9::/64`.
-    #[track_caller]
-    pub(crate) fn join(&self, other: &Self) {
-        let Self { name, .. } = self;
-        let there = &other.name;
-        run(
-            "ip",
-            &["-n", name, "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", there],
-        );
-        for (namespace, last) in [(self, 1), (other, 2)] {
-            namespace.run(&format!("ip addr add 10.9.0.{last}/24 dev eth0"));
-            namespace.run(&format!("ip addr add 2001:db8:9::{last}/64 dev eth0 nodad"));
-            namespace.run("ip link set eth0 addrgenmode none");
-            namespace.run("ip link set eth0 up");
-        }
-        // The carrier comes a moment later, and with it the last of the addresses and routes.
-        let listener = self.inside(|| TcpListener::bind("[2001:db8:9::1]:1").unwrap());
-        other.inside(|| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
-        for namespace in [self, other] {
-            namespace.run("ip link set eth0 up");
-        }
+/// Its name, as `ip` takes it.
+impl fmt::Display for Namespace {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.name)
     }
 }
 
