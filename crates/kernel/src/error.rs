@@ -8,7 +8,7 @@ use std::{fmt, io};
 /// An error number as the kernel sent it.
 ///
 /// A type of our own because ipset answers with private codes from 4096 on, which the operating
-/// system's error types do not hold (uapi/linux/netfilter/ipset/ip_set.h, `enum ipset_errno`).
+/// system's error types do not hold (`uapi/linux/netfilter/ipset/ip_set.h`, `enum ipset_errno`).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Errno(pub i32);
 

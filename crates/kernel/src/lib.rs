@@ -6,10 +6,22 @@
 //! |---|---|
 //! | [`wire`] | the netlink format, both ways, pure |
 //! | [`netlink`] | one socket: requests, dumps, events |
+//! | [`sock_diag`] | TCP connections: find, list, reset |
+//! | [`sock_filter`] | which connections a dump is to find |
+//! | [`conntrack`] | UDP flows: forget those of a banned source |
+//! | [`host`] | this host's own addresses and gateways, and when they change |
+//! | [`ruleset_events`] | when somebody changes the nftables rules |
+//! | [`networks`] | a set of address networks |
 //! | [`error`] | what can go wrong, as sentences |
 
+pub mod conntrack;
 pub mod error;
+pub mod host;
 pub mod netlink;
+pub mod networks;
+pub mod ruleset_events;
+pub mod sock_diag;
+pub mod sock_filter;
 pub mod wire;
 
 pub use error::{Errno, Error};
