@@ -6,10 +6,12 @@
 //! |---|---|
 //! | [`wire`] | the netlink format, both ways, pure |
 //! | [`netlink`] | one socket: requests, dumps, events |
+//! | [`xtables`] | the firewall rule, through the host's iptables |
 //! | [`error`] | what can go wrong, as sentences |
 
 pub mod error;
 pub mod netlink;
 pub mod wire;
+pub mod xtables;
 
 pub use error::{Errno, Error};
