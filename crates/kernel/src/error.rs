@@ -3,7 +3,9 @@
 //! Takes raw error numbers and I/O errors; makes sentences that a person can act on. It decides
 //! nothing: whether an error is fatal is said by whoever asked for the operation.
 
-use std::{fmt, io};
+use std::{fmt, io, path::PathBuf};
+
+use crate::xtables::ProgramFailure;
 
 /// An error number as the kernel sent it.
 ///
@@ -100,6 +102,22 @@ pub enum Error {
         /// On what.
         object: String,
     },
+    /// A program of the firewall did not do what it was told.
+    #[error("cannot {operation} {}: {source}", .program.display())]
+    Program {
+        /// What was tried, up to the program: "install the rule with".
+        operation: &'static str,
+        /// Its path.
+        program: PathBuf,
+        /// Why it did not.
+        source: ProgramFailure,
+    },
+    /// A firewall rule that nobody can want.
+    #[error("cannot plan the firewall rule: {reason}")]
+    Plan {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
 }
 
 impl Error {
@@ -109,7 +127,10 @@ impl Error {
         match self {
             Self::Refused { source, .. } => Some(*source),
             Self::Io { source, .. } => source.raw_os_error().map(Errno),
-            Self::Malformed { .. } => None,
+            Self::Program { source: ProgramFailure::Unrunnable(source), .. } => {
+                source.raw_os_error().map(Errno)
+            }
+            Self::Malformed { .. } | Self::Program { .. } | Self::Plan { .. } => None,
         }
     }
 }

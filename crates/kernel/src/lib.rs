@@ -12,6 +12,7 @@
 //! | [`host`] | this host's own addresses and gateways, and when they change |
 //! | [`ruleset_events`] | when somebody changes the nftables rules |
 //! | [`networks`] | a set of address networks |
+//! | [`xtables`] | the firewall rule, through the host's iptables |
 //! | [`error`] | what can go wrong, as sentences |
 
 pub mod conntrack;
@@ -23,5 +24,6 @@ pub mod ruleset_events;
 pub mod sock_diag;
 pub mod sock_filter;
 pub mod wire;
+pub mod xtables;
 
 pub use error::{Errno, Error};
