@@ -376,9 +376,11 @@ fn a_dump_gives_exactly_the_wanted_connections_however_many_remotes_there_are() 
         let sole = [443..=443];
         let several = [443..=443, 2000..=2010, 8443..=8443];
         let most = [1000..=9000];
-        for ports in [&sole[..], &several, &most] {
+        // More than the kernel is asked to test.
+        let scattered: Vec<_> = (0..50).map(|n| 443 + 20 * n..=443 + 20 * n).collect();
+        for ports in [&sole[..], &several, &most, &scattered] {
             let protected = |local: &SocketAddr| ports.iter().any(|it| it.contains(&local.port()));
-            for count in [1, 30, 500, 2000] {
+            for count in [1, 12, 30, 500, 2000] {
                 // Every other one is connected, as far as there are so many; families in turn.
                 let remotes: Vec<IpAddr> = (0..count)
                     .map(|n| match n % 3 {
