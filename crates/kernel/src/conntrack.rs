@@ -4,7 +4,7 @@
 //! entry that is kept would let the source through wherever a rule accepts what is established.
 //! Matching is done here, on a full dump: the kernel's own filter (`CTA_FILTER`) is inverted for
 //! IPv6, and a delete without a tuple empties the whole table (both measured). So a delete can only
-//! be written from an [`Entry`] that the kernel sent, which has one. TCP is left alone: its
+//! be written from an entry that the kernel sent, which has one. TCP is left alone: its
 //! connections are reset, and tracking picks a live one up again anyway.
 
 use std::{

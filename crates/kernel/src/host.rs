@@ -95,8 +95,8 @@ impl HostEvents {
         Ok(changed || !whole)
     }
 
-    /// Reads the tables. On a router the walk passes over every route, about half a microsecond
-    /// each, but keeps only what is named above.
+    /// Reads the tables. On a router the walk passes over every route there is, and keeps only what
+    /// [`HostNetworks`] names.
     pub fn look(&mut self) -> Result<HostNetworks, Error> {
         let mut seen = Seen { room: CAPACITY, ..Seen::default() };
         let addresses = self.walk(RTM_GETADDR, "the host's addresses", |message| {

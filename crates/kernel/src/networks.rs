@@ -22,7 +22,7 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// The network at `place`, smallest first; used to walk over all of them.
+    /// Every network as (first address, prefix length in bits): IPv4 before IPv6, wide before narrow.
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
         self.networks.iter().map(|network| (network.address(), network.prefix))
     }

@@ -33,10 +33,15 @@ impl Tracked {
         Self { here, there }
     }
 
-    /// Sends a datagram and sees it arrive at `at`, where a server listens.
-    fn send(&self, from: &str, to: &str, at: &str) {
+    /// A server that listens at `at`.
+    fn serve(&self, at: &str) -> UdpSocket {
         let server = self.here.inside(|| UdpSocket::bind(at).unwrap());
         server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        server
+    }
+
+    /// Sends a datagram and sees it arrive at `server`.
+    fn send(&self, from: &str, to: &str, server: &UdpSocket) {
         let client = self.there.inside(|| UdpSocket::bind(from).unwrap());
         client.send_to(b"x", to).unwrap();
         server.recv(&mut [0]).unwrap();
@@ -80,22 +85,23 @@ fn expect(entries: &[(&str, u16, u16)]) -> BTreeSet<(String, u16, u16)> {
 #[test]
 fn only_the_entries_of_the_sources_on_the_ports_are_deleted() {
     let tracked = Tracked::new();
-    tracked.send("10.9.0.2:1001", "10.9.0.1:443", "10.9.0.1:443");
-    tracked.send("10.9.0.2:1002", "10.9.0.1:443", "10.9.0.1:443");
-    tracked.send("10.9.0.2:1001", "10.9.0.1:53", "10.9.0.1:53");
-    tracked.send("10.9.0.3:1001", "10.9.0.1:443", "10.9.0.1:443");
-    tracked.send("[2001:db8:9::2]:1001", "[2001:db8:9::1]:443", "[2001:db8:9::1]:443");
-    tracked.send("[2001:db8:9::2]:1001", "[2001:db8:9::1]:53", "[2001:db8:9::1]:53");
-    tracked.send("[2001:db8:9::3]:1001", "[2001:db8:9::1]:443", "[2001:db8:9::1]:443");
+    let (https, dns) = (tracked.serve("[::]:443"), tracked.serve("[::]:53"));
+    tracked.send("10.9.0.2:1001", "10.9.0.1:443", &https);
+    tracked.send("10.9.0.2:1002", "10.9.0.1:443", &https);
+    tracked.send("10.9.0.2:1003", "10.9.0.1:53", &dns);
+    tracked.send("10.9.0.3:1001", "10.9.0.1:443", &https);
+    tracked.send("[2001:db8:9::2]:1001", "[2001:db8:9::1]:443", &https);
+    tracked.send("[2001:db8:9::2]:1003", "[2001:db8:9::1]:53", &dns);
+    tracked.send("[2001:db8:9::3]:1001", "[2001:db8:9::1]:443", &https);
     assert_eq!(tracked.entries().len(), 7);
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
 
     let sources = networks(&["10.9.0.2/32", "2001:db8:9::2/128"]);
     assert_eq!(conntrack.delete_udp(&sources, &PORTS).unwrap(), 3);
     let others = expect(&[
-        ("10.9.0.2", 1001, 53),
+        ("10.9.0.2", 1003, 53),
         ("10.9.0.3", 1001, 443),
-        ("2001:db8:9::2", 1001, 53),
+        ("2001:db8:9::2", 1003, 53),
         ("2001:db8:9::3", 1001, 443),
     ]);
     assert_eq!(tracked.entries(), others);
@@ -112,11 +118,12 @@ fn only_the_entries_of_the_sources_on_the_ports_are_deleted() {
 #[test]
 fn one_flow_goes_and_its_neighbour_stays() {
     let tracked = Tracked::new();
+    let https = tracked.serve("[::]:443");
     for from in ["10.9.0.2:1001", "10.9.0.2:1002"] {
-        tracked.send(from, "10.9.0.1:443", "0.0.0.0:443");
+        tracked.send(from, "10.9.0.1:443", &https);
     }
     for from in ["[2001:db8:9::2]:1001", "[2001:db8:9::2]:1002"] {
-        tracked.send(from, "[2001:db8:9::1]:443", "[::]:443");
+        tracked.send(from, "[2001:db8:9::1]:443", &https);
     }
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
     for peer in ["[::ffff:10.9.0.2]:1001", "[2001:db8:9::2]:1002"] {
@@ -138,10 +145,11 @@ fn the_port_is_the_one_that_the_socket_has_after_a_redirect() {
             "{tool} -t nat -A PREROUTING -p udp --dport 443 -j REDIRECT --to-ports 53"
         ));
     }
-    tracked.send("10.9.0.2:1001", "10.9.0.1:9000", "0.0.0.0:8443");
-    tracked.send("10.9.0.2:1002", "10.9.0.1:443", "0.0.0.0:53");
-    tracked.send("[2001:db8:9::2]:1001", "[2001:db8:9::1]:9000", "[::]:8443");
-    tracked.send("[2001:db8:9::2]:1002", "[2001:db8:9::1]:443", "[::]:53");
+    let (protected, dns) = (tracked.serve("[::]:8443"), tracked.serve("[::]:53"));
+    tracked.send("10.9.0.2:1001", "10.9.0.1:9000", &protected);
+    tracked.send("10.9.0.2:1002", "10.9.0.1:443", &dns);
+    tracked.send("[2001:db8:9::2]:1001", "[2001:db8:9::1]:9000", &protected);
+    tracked.send("[2001:db8:9::2]:1002", "[2001:db8:9::1]:443", &dns);
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
     let everybody = networks(&["0.0.0.0/0", "::/0"]);
     assert_eq!(conntrack.delete_udp(&everybody, &PORTS).unwrap(), 2);
@@ -153,8 +161,9 @@ fn the_port_is_the_one_that_the_socket_has_after_a_redirect() {
 fn an_entry_in_a_zone_of_its_own_is_deleted_too() {
     let tracked = Tracked::new();
     tracked.here.run("iptables-nft -t raw -A PREROUTING -p udp -s 10.9.0.2 -j CT --zone 7");
-    tracked.send("10.9.0.2:1001", "10.9.0.1:443", "0.0.0.0:443");
-    tracked.send("10.9.0.3:1001", "10.9.0.1:443", "0.0.0.0:443");
+    let https = tracked.serve("0.0.0.0:443");
+    tracked.send("10.9.0.2:1001", "10.9.0.1:443", &https);
+    tracked.send("10.9.0.3:1001", "10.9.0.1:443", &https);
     assert!(tracked.here.run("conntrack -L -p udp").contains("zone=7"));
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
     assert_eq!(conntrack.delete_udp(&networks(&["10.9.0.2/32"]), &PORTS).unwrap(), 1);

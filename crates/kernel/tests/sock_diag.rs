@@ -10,7 +10,7 @@ mod support;
 use std::{
     collections::BTreeSet,
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     ops::RangeInclusive,
     thread,
     time::Duration,
@@ -79,6 +79,16 @@ fn assert_accepts(listener: &TcpListener, to: SocketAddr) {
 #[track_caller]
 fn found(diag: &mut SockDiag, client: &TcpStream) -> Option<Connection> {
     diag.find(client.peer_addr().unwrap(), client.local_addr().unwrap()).unwrap()
+}
+
+/// Ends both directions, and has seen both ends when it returns. Dropping would not do: a child that
+/// another test is just starting may hold the socket a moment longer.
+fn close_in_turn(mut first: &TcpStream, mut second: &TcpStream) {
+    let mut rest = Vec::new();
+    first.shutdown(Shutdown::Write).unwrap();
+    second.read_to_end(&mut rest).unwrap();
+    second.shutdown(Shutdown::Write).unwrap();
+    first.read_to_end(&mut rest).unwrap();
 }
 
 /// `ss -tanH` in `namespace` shows the server's end of `client`.
@@ -161,10 +171,7 @@ fn a_stale_tuple_finds_nothing_and_leaves_the_listener_alone() {
             let connection = found(&mut diag, &client).unwrap();
             let ends = (connection.local(), connection.remote());
             // The client closes first, so that TIME_WAIT is on its side and nothing is on ours.
-            drop(client);
-            let mut rest = Vec::new();
-            (&server).read_to_end(&mut rest).unwrap();
-            drop(server);
+            close_in_turn(&client, &server);
 
             assert_eq!(diag.find(ends.0, ends.1).unwrap(), None);
             assert!(!diag.destroy(&connection).unwrap());
@@ -192,13 +199,22 @@ fn a_connection_that_closes_while_it_is_reset_never_costs_the_listener() {
                 }
             });
             let (mut reset, mut gone) = (0, 0);
-            for _ in 0..1_500 {
+            for turn in 0..1_500 {
                 let (client, server) = pair(&listener, address(to));
                 let ends = (client.peer_addr().unwrap(), client.local_addr().unwrap());
-                to_closer.send((client, server)).unwrap();
-                match diag.find(ends.0, ends.1).unwrap() {
-                    Some(connection) if diag.destroy(&connection).unwrap() => reset += 1,
-                    _ => gone += 1,
+                let mut count = |outcome| *if outcome { &mut reset } else { &mut gone } += 1;
+                if turn % 2 == 0 {
+                    to_closer.send((client, server)).unwrap();
+                    let connection = diag.find(ends.0, ends.1).unwrap();
+                    count(connection.is_some_and(|it| diag.destroy(&it).unwrap()));
+                } else {
+                    // Found while it was open, and reset at any time of its closing.
+                    let connection = found(&mut diag, &client).unwrap();
+                    to_closer.send((client, server)).unwrap();
+                    for _ in 0..turn {
+                        std::hint::spin_loop();
+                    }
+                    count(diag.destroy(&connection).unwrap());
                 }
             }
             drop(to_closer);
@@ -245,7 +261,7 @@ fn half_closed_and_closed_connections_are_what_they_are() {
 
         // The client closes one way: CLOSE_WAIT here.
         let (mut client, server) = pair(&listener, to);
-        client.shutdown(std::net::Shutdown::Write).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
         (&server).read_to_end(&mut rest).unwrap();
         let half = found(&mut diag, &client).unwrap();
         assert_eq!(half.state(), TcpState::CloseWait);
@@ -255,7 +271,7 @@ fn half_closed_and_closed_connections_are_what_they_are() {
 
         // The server closes one way: FIN_WAIT2 here, once the client's next byte says that it knows.
         let (mut client, mut server) = pair(&listener, to);
-        server.shutdown(std::net::Shutdown::Write).unwrap();
+        server.shutdown(Shutdown::Write).unwrap();
         client.read_to_end(&mut rest).unwrap();
         client.write_all(b"c").unwrap();
         server.read_exact(&mut [0]).unwrap();
@@ -266,11 +282,9 @@ fn half_closed_and_closed_connections_are_what_they_are() {
         assert_eq!(client.write(b"c").unwrap_err().kind(), ErrorKind::BrokenPipe);
 
         // Both close, the server first: TIME_WAIT here.
-        let (mut client, server) = pair(&listener, to);
+        let (client, server) = pair(&listener, to);
         let ends = (client.peer_addr().unwrap(), client.local_addr().unwrap());
-        drop(server);
-        client.read_to_end(&mut rest).unwrap();
-        drop(client);
+        close_in_turn(&server, &client);
         let over = diag.find(ends.0, ends.1).unwrap().unwrap();
         assert_eq!(over.state(), TcpState::TimeWait);
         assert!(!dumped(&mut diag, &ConnectionFilter::on(&PORTS)).contains(&ends));
@@ -376,9 +390,11 @@ fn a_dump_gives_exactly_the_wanted_connections_however_many_remotes_there_are() 
         let sole = [443..=443];
         let several = [443..=443, 2000..=2010, 8443..=8443];
         let most = [1000..=9000];
-        for ports in [&sole[..], &several, &most] {
+        // More than the kernel is asked to test.
+        let scattered: Vec<_> = (0..50).map(|n| 443 + 20 * n..=443 + 20 * n).collect();
+        for ports in [&sole[..], &several, &most, &scattered] {
             let protected = |local: &SocketAddr| ports.iter().any(|it| it.contains(&local.port()));
-            for count in [1, 30, 500, 2000] {
+            for count in [1, 12, 30, 500, 2000] {
                 // Every other one is connected, as far as there are so many; families in turn.
                 let remotes: Vec<IpAddr> = (0..count)
                     .map(|n| match n % 3 {
