@@ -25,7 +25,7 @@ use crate::{
     wire::{Message, Messages, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Writer},
 };
 
-/// Room for one datagram; a kernel dump fills at most 32 KiB of it (af_netlink.c, `netlink_dump`).
+/// Room for one datagram; a kernel dump fills at most 32 KiB of it (`af_netlink.c`, `netlink_dump`).
 const DATAGRAM_CAPACITY: usize = 64 * 1024;
 /// How long the kernel may take over an answer. It answers requests while they are sent, so this
 /// is only ever reached when something is badly wrong.
