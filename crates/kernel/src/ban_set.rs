@@ -128,11 +128,11 @@ impl SetRole {
         }
     }
 
-    /// A target that only a set of this type and family can be asked for. From the documentation
-    /// ranges (RFC 5737, RFC 3849), so nobody's.
+    /// A target that only a set of this type and family can take. Broadcast and multicast: no
+    /// packet comes from there, so there is never such a ban.
     pub(crate) fn probe(self) -> BanTarget {
-        let four = [192, 0, 2, 0].into();
-        let six = [0x2001, 0xdb8, 0, 0, 0, 0, 0, 0].into();
+        let four = [255, 255, 255, 255].into();
+        let six = [0xff00, 0, 0, 0, 0, 0, 0, 0].into();
         match self {
             Self::Users => BanTarget::Network { address: four, prefix: 32 },
             Self::Users6 => BanTarget::Network { address: six, prefix: 64 },

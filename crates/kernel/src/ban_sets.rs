@@ -256,9 +256,10 @@ impl BanSets {
     pub fn missing(&mut self) -> Result<Vec<String>, Error> {
         let names = &self.names;
         let roles = self.roles();
-        // A test that carries what a ban would carry: a set that can answer it can take a ban.
+        // A set that can be asked to lift such a ban can take one. (A test would not do: it passes
+        // over a set without timeouts.)
         let operations = roles.iter().map(|role| Operation {
-            verb: Verb::Test,
+            verb: Verb::Delete,
             set: names.of(*role),
             target: role.probe(),
             timeout: Some(1),
