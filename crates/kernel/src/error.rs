@@ -7,6 +7,8 @@ use std::{fmt, io, path::PathBuf};
 
 use crate::xtables::ProgramFailure;
 
+use crate::ban::{BanTarget, Unbannable};
+
 /// An error number as the kernel sent it.
 ///
 /// A type of our own because ipset answers with private codes from 4096 on, which the operating
@@ -94,6 +96,48 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// The kernel was built or booted without something that is needed.
+    #[error(
+        "the kernel has no {feature}: load it with `modprobe {module}`, or use a kernel built \
+         with CONFIG_{}", module.to_uppercase()
+    )]
+    Unsupported {
+        /// What is missing, as an operator knows it.
+        feature: String,
+        /// The kernel module that has it; its name in capitals is the build option's.
+        module: String,
+    },
+    /// There can be no such ban.
+    #[error("cannot ban {target}: {source}")]
+    Unbannable {
+        /// What was to be banned.
+        target: BanTarget,
+        /// Why not.
+        source: Unbannable,
+    },
+    /// A ban could not be made because its set is full.
+    #[error(
+        "cannot ban {target}: the set {set} is full; `ipset list {set}` shows who fills it, and \
+         entries leave it when their timeouts end"
+    )]
+    SetFull {
+        /// The set.
+        set: String,
+        /// What was to be banned.
+        target: BanTarget,
+    },
+    /// A set is gone: somebody destroyed it.
+    #[error("the set {set} does not exist")]
+    SetMissing {
+        /// The set.
+        set: String,
+    },
+    /// Sets of ours that rules still name cannot be destroyed.
+    #[error("cannot destroy {}: in use by a firewall rule; remove the rule first", .sets.join(", "))]
+    SetsInUse {
+        /// The sets.
+        sets: Vec<String>,
+    },
     /// The kernel's answer cannot be understood.
     #[error("cannot understand the kernel's answer to {operation} {object}")]
     Malformed {
@@ -130,7 +174,14 @@ impl Error {
             Self::Program { source: ProgramFailure::Unrunnable(source), .. } => {
                 source.raw_os_error().map(Errno)
             }
-            Self::Malformed { .. } | Self::Program { .. } | Self::Plan { .. } => None,
+            Self::SetFull { .. } => Some(Errno::IPSET_HASH_FULL),
+            Self::SetMissing { .. } => Some(Errno::NOENT),
+            Self::SetsInUse { .. } => Some(Errno::IPSET_BUSY),
+            Self::Unsupported { .. }
+            | Self::Unbannable { .. }
+            | Self::Program { .. }
+            | Self::Plan { .. }
+            | Self::Malformed { .. } => None,
         }
     }
 }

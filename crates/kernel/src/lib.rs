@@ -6,6 +6,11 @@
 //! |---|---|
 //! | [`wire`] | the netlink format, both ways, pure |
 //! | [`netlink`] | one socket: requests, dumps, events |
+//! | [`ban`] | what is banned, in one form |
+//! | [`ban_sets`] | the ban backend: our ipsets, and nothing but ours |
+//! | [`ban_set`] | one of them: what it has to be, and how it becomes that |
+//! | [`ipset`] | sets and their entries, one question and answer at a time |
+//! | [`ipset_wire`] | the messages of ipset, both ways, pure |
 //! | [`sock_diag`] | TCP connections: find, list, reset |
 //! | [`sock_filter`] | which connections a dump is to find |
 //! | [`conntrack`] | UDP flows: forget those of a banned source |
@@ -15,9 +20,14 @@
 //! | [`xtables`] | the firewall rule, through the host's iptables |
 //! | [`error`] | what can go wrong, as sentences |
 
+pub mod ban;
+pub mod ban_set;
+pub mod ban_sets;
 pub mod conntrack;
 pub mod error;
 pub mod host;
+pub mod ipset;
+pub mod ipset_wire;
 pub mod netlink;
 pub mod networks;
 pub mod ruleset_events;

@@ -136,6 +136,9 @@ impl Socket {
     /// Sends a datagram of several messages, each with `NLM_F_ACK`, and gives every answer in the
     /// order of the messages. `first` is the sequence number of the first one. Keep a datagram to
     /// 100 messages: 256 acknowledgements overrun a default receive buffer (measured).
+    ///
+    /// Netfilter asks for the capability once a datagram and refuses it by its first message alone
+    /// (`nfnetlink.c`, `nfnetlink_rcv`); that refusal is given as the answer to every message.
     pub fn acknowledged_each(
         &mut self,
         request: &Writer,
@@ -150,6 +153,10 @@ impl Socket {
                 let Some(code) = message.errno() else { continue };
                 if message.sequence < first || message.sequence > last {
                     continue;
+                }
+                if self.family == Family::Netfilter && Errno(code) == Errno::PERM {
+                    (message.sequence..=last).for_each(|each| answer(each, Err(Errno::PERM)));
+                    return Ok(());
                 }
                 answer(message.sequence, if code == 0 { Ok(()) } else { Err(Errno(code)) });
                 if message.sequence == last {
