@@ -331,9 +331,7 @@ impl Link {
     fn new() -> Self {
         let (server, client) = (Namespace::new(), Namespace::new());
         shell(&format!(
-            "ip link add server netns {} type veth peer name client netns {}",
-            server.name(),
-            client.name()
+            "ip link add server netns {server} type veth peer name client netns {client}"
         ));
         server.enter(|| {
             shell(

@@ -1,6 +1,7 @@
 //! A network namespace per test, removed when the test ends, however it ends.
 
 use std::{
+    fmt,
     fs::File,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -33,11 +34,6 @@ impl Namespace {
         namespace
     }
 
-    /// The name that `ip netns` knows it by.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Runs `work` on a thread inside; the processes that it starts are inside too.
     pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
@@ -49,6 +45,13 @@ impl Namespace {
             });
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+}
+
+impl fmt::Display for Namespace {
+    /// The name that `ip netns` knows it by.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.name)
     }
 }
 
