@@ -1,0 +1,318 @@
+//! The rule keeper as a real process, each test in a network namespace of its own.
+
+#![cfg(test)]
+
+#[path = "../../kernel/tests/rule_support/mod.rs"]
+mod rule_support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command as ProcessCommand, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use refract::rule_keeper::{
+    ARGUMENT, Answer, Command, Found, RuleKeeper, RuleKeeperConfig, RuleKeeperError,
+};
+use refract_kernel::xtables::{NoIpv6, Protocol, Report, State, Variant};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, getpgid, kill_process, pidfd_open},
+};
+
+use rule_support::{Namespace, VARIANTS, input_rules, make_sets, shell};
+
+const REFRACT: &str = env!("CARGO_BIN_EXE_refract");
+const PATIENCE: Duration = Duration::from_secs(10);
+const TCP_443: &str =
+    "-p tcp -m tcp --dport 443 -m set --match-set refract_banned_users src -j DROP";
+
+fn start(iptables: impl Into<PathBuf>) -> RuleKeeper {
+    let config = RuleKeeperConfig {
+        protocols: vec![Protocol::Tcp],
+        ports: vec![443..=443],
+        iptables: Some(iptables.into()),
+    };
+    RuleKeeper::start_program(Path::new(REFRACT), &config).unwrap()
+}
+
+fn broken(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel/tests/broken_programs").join(name)
+}
+
+fn states(state: State) -> Report {
+    Report { v4: state, v6: Ok(state) }
+}
+
+fn pid(keeper: &RuleKeeper) -> Pid {
+    Pid::from_raw(keeper.process_id().unwrap().cast_signed()).unwrap()
+}
+
+/// Waits as the daemon does: for the pipe, then for what is in it.
+fn next_answer(keeper: &mut RuleKeeper) -> Answer {
+    loop {
+        if let Some(answer) = keeper.answer() {
+            return answer;
+        }
+        let pipe = keeper.answer_fd().unwrap();
+        let mut ready = [PollFd::from_borrowed_fd(pipe, PollFlags::IN)];
+        let patience = Timespec::try_from(PATIENCE * 3).unwrap();
+        assert_eq!(poll(&mut ready, Some(&patience)).unwrap(), 1, "no answer");
+    }
+}
+
+#[test]
+fn the_three_commands_reach_the_kernel() {
+    for (program, variant) in VARIANTS.into_iter().zip(Variant::ALL) {
+        Namespace::new().enter(|| {
+            make_sets();
+            let mut keeper = start(program);
+            for (command, found, rules) in [
+                (Command::Check, State::Missing, &[][..]),
+                (Command::Install, State::Missing, &[TCP_443]),
+                (Command::Install, State::InPlace, &[TCP_443]),
+                (Command::Check, State::InPlace, &[TCP_443]),
+                (Command::Remove, State::InPlace, &[]),
+                (Command::Remove, State::Missing, &[]),
+            ] {
+                let expected = Found { report: states(found), variant: Some(variant) };
+                assert_eq!(keeper.ask_and_wait(command, PATIENCE).unwrap(), expected);
+                assert_eq!(input_rules(program), rules);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_flushed_chain_is_put_right_on_request() {
+    Namespace::new().enter(|| {
+        make_sets();
+        let mut keeper = start(VARIANTS[0]);
+        keeper.ask_and_wait(Command::Install, PATIENCE).unwrap();
+        shell("iptables-nft -F INPUT");
+        keeper.request(Command::Install);
+        let report = Report { v4: State::Missing, v6: Ok(State::InPlace) };
+        let found = Found { report, variant: Some(Variant::NfTables) };
+        let expected = Answer::Done { command: Command::Install, found };
+        assert_eq!(next_answer(&mut keeper), expected);
+        assert_eq!(input_rules(VARIANTS[0]), [TCP_443]);
+    });
+}
+
+#[test]
+fn a_command_that_fails_is_one_sentence_and_the_process_lives_on() {
+    Namespace::new().enter(|| {
+        let mut keeper = start(VARIANTS[1]);
+        let error = keeper.ask_and_wait(Command::Install, PATIENCE).unwrap_err();
+        assert!(matches!(error, RuleKeeperError::Failed { .. }), "{error:?}");
+        let sentence = error.to_string();
+        let beginning = "cannot install the rule with /usr/sbin/iptables-legacy-restore: a set \
+                         that the rule names does not exist; sets are made before the rule: ";
+        assert!(sentence.starts_with(beginning), "{sentence}");
+        assert!(sentence.contains("Set refract_banned_users doesn't exist."), "{sentence}");
+        assert_eq!(sentence.lines().count(), 1);
+        make_sets();
+        keeper.ask_and_wait(Command::Install, PATIENCE).unwrap();
+    });
+}
+
+#[test]
+fn where_there_is_no_iptables_only_removal_succeeds() {
+    let mut keeper = start("/nonexistent/iptables");
+    for command in [Command::Install, Command::Check] {
+        let error = keeper.ask_and_wait(command, PATIENCE).unwrap_err().to_string();
+        assert!(error.contains("install the package iptables"), "{error}");
+    }
+    let report = Report { v4: State::Missing, v6: Err(NoIpv6::NoProgram) };
+    let nothing = Found { report, variant: None };
+    assert_eq!(keeper.ask_and_wait(Command::Remove, PATIENCE).unwrap(), nothing);
+}
+
+#[test]
+fn one_command_is_in_flight_and_a_check_takes_no_change_away() {
+    Namespace::new().enter(|| {
+        make_sets();
+        let mut keeper = start(VARIANTS[0]);
+        for command in [Command::Check, Command::Check, Command::Install, Command::Check] {
+            keeper.request(command);
+        }
+        for expected in [Command::Check, Command::Install] {
+            match next_answer(&mut keeper) {
+                Answer::Done { command, .. } => assert_eq!(command, expected),
+                other => panic!("{other:?}"),
+            }
+        }
+        let found = keeper.ask_and_wait(Command::Check, PATIENCE).unwrap();
+        assert_eq!(found.report, states(State::InPlace));
+        assert_eq!(keeper.answer(), None, "nothing else was asked");
+    });
+}
+
+#[test]
+fn an_iptables_that_hangs_holds_nobody_up_and_becomes_a_sentence() {
+    let mut keeper = start(broken("hanging/iptables"));
+    let began = Instant::now();
+    for _ in 0..1000 {
+        keeper.request(Command::Install);
+        assert_eq!(keeper.answer(), None);
+    }
+    assert!(began.elapsed() < Duration::from_secs(2));
+    let Answer::Failed { command: Command::Install, sentence } = next_answer(&mut keeper) else {
+        panic!("it cannot have done it");
+    };
+    assert!(sentence.ends_with("it was stopped after 10 s without an answer"), "{sentence}");
+    assert!(began.elapsed() < Duration::from_secs(20));
+
+    // The remembered request is under way now; the end does not wait for it.
+    let hanging = child_of(pid(&keeper));
+    let error = keeper.ask_and_wait(Command::Check, Duration::from_millis(1)).unwrap_err();
+    assert!(matches!(error, RuleKeeperError::Silent { .. }), "{error:?}");
+    let status = keeper.stop(Duration::from_millis(1)).unwrap();
+    assert_eq!(status.to_string(), "signal: 9 (SIGKILL)");
+    kill_process(hanging, Signal::KILL).unwrap();
+}
+
+/// The program that a process has started, as soon as it has.
+fn child_of(parent: Pid) -> Pid {
+    let children = format!("/proc/{parent}/task/{parent}/children");
+    let began = Instant::now();
+    loop {
+        let text = fs::read_to_string(&children).unwrap();
+        if let Some(child) = text.split_whitespace().next() {
+            return Pid::from_raw(child.parse().unwrap()).unwrap();
+        }
+        assert!(began.elapsed() < PATIENCE, "it starts nothing");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn an_iptables_that_is_broken_becomes_a_sentence() {
+    for (name, expected) in [
+        ("failing/iptables", "it ended with exit status: 1: this iptables is broken"),
+        ("garbage/iptables", "its answer is not that of an iptables"),
+        ("stubborn/iptables", "somebody else keeps changing chain INPUT"),
+    ] {
+        let mut keeper = start(broken(name));
+        let error = keeper.ask_and_wait(Command::Install, PATIENCE).unwrap_err().to_string();
+        assert!(error.ends_with(expected), "{error}");
+        assert_eq!(error.lines().count(), 1);
+    }
+}
+
+#[test]
+fn a_killed_process_is_noticed_and_another_takes_its_place() {
+    Namespace::new().enter(|| {
+        make_sets();
+        let mut keeper = start(VARIANTS[0]);
+        kill_process(pid(&keeper), Signal::KILL).unwrap();
+        let died = Answer::Died { reason: "signal: 9 (SIGKILL)".to_owned() };
+        assert_eq!(next_answer(&mut keeper), died);
+        assert!(keeper.answer_fd().is_none() && keeper.process_id().is_none());
+        let error = keeper.ask_and_wait(Command::Install, PATIENCE).unwrap_err();
+        assert!(matches!(error, RuleKeeperError::Died { .. }), "{error:?}");
+
+        keeper.restart().unwrap();
+        match next_answer(&mut keeper) {
+            Answer::Done { command, .. } => assert_eq!(command, Command::Install),
+            other => panic!("what was requested meanwhile is done: {other:?}"),
+        }
+        assert_eq!(input_rules(VARIANTS[0]), [TCP_443]);
+    });
+}
+
+#[test]
+fn a_program_that_answers_something_else_is_ended() {
+    let config =
+        RuleKeeperConfig { protocols: vec![Protocol::Tcp], ports: vec![443..=443], iptables: None };
+    let mut keeper = RuleKeeper::start_program(Path::new("/bin/echo"), &config).unwrap();
+    let dead = Answer::Died { reason: "its answer cannot be understood".to_owned() };
+    assert_eq!(next_answer(&mut keeper), dead);
+
+    let error = RuleKeeper::start_program(Path::new("/nonexistent"), &config).unwrap_err();
+    assert!(error.to_string().starts_with("cannot start the rule keeper /nonexistent: No such"));
+}
+
+#[test]
+fn a_configuration_that_the_process_would_refuse_starts_none() {
+    for (protocols, ports, iptables, expected) in [
+        (vec![], 443..=443, None, "does not take the argument \"--protocols=\""),
+        (vec![Protocol::Tcp], 0..=443, None, "holds port 0"),
+        (vec![Protocol::Tcp], 443..=443, Some("iptables"), "\"--iptables=iptables\""),
+    ] {
+        let config =
+            RuleKeeperConfig { protocols, ports: vec![ports], iptables: iptables.map(Into::into) };
+        let error = RuleKeeper::start_program(Path::new(REFRACT), &config).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn signals_meant_for_the_daemon_do_not_end_it_and_the_end_of_its_input_does() {
+    Namespace::new().enter(|| {
+        make_sets();
+        let mut keeper = start(VARIANTS[0]);
+        keeper.ask_and_wait(Command::Check, PATIENCE).unwrap();
+        for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
+            kill_process(pid(&keeper), signal).unwrap();
+            keeper.ask_and_wait(Command::Check, PATIENCE).unwrap();
+        }
+        let group = getpgid(Some(pid(&keeper))).unwrap();
+        assert_eq!(group, pid(&keeper), "Ctrl-C goes to the group of the daemon");
+        let status = keeper.stop(PATIENCE).unwrap();
+        assert!(status.success(), "{status}");
+    });
+}
+
+#[test]
+fn it_ends_with_the_thread_that_started_it() {
+    let end = Namespace::new().enter(|| {
+        let mut keeper = start(VARIANTS[0]);
+        // It has read its arguments once it answers.
+        keeper.ask_and_wait(Command::Check, PATIENCE).unwrap();
+        let end = pidfd_open(pid(&keeper), PidfdFlags::empty()).unwrap();
+        // Neither is its input closed nor is it stopped: only this thread ends.
+        std::mem::forget(keeper);
+        end
+    });
+    let mut ready = [PollFd::new(&end, PollFlags::IN)];
+    let patience = Timespec::try_from(PATIENCE).unwrap();
+    assert_eq!(poll(&mut ready, Some(&patience)).unwrap(), 1, "it is still there");
+}
+
+#[test]
+fn hostile_arguments_are_refused_in_one_sentence() {
+    let good = ["--protocols=tcp", "--ports=443"];
+    for (arguments, expected) in [
+        (vec![], "does not take the argument \"\""),
+        (vec![good[0], "--ports=443 -j ACCEPT"], "--ports=443 -j ACCEPT"),
+        (vec![good[0], "--ports=443\n-F"], "--ports=443\\n-F"),
+        (vec![good[0], "--ports=$(reboot)"], "--ports=$(reboot)"),
+        (vec![good[0], "--ports=0"], "holds port 0"),
+        (vec!["--protocols=tcp,tcp", good[1]], "a protocol is named twice"),
+        (vec!["--protocols=tcp -F", good[1]], "--protocols=tcp -F"),
+        (vec![good[0], good[1], "--iptables=sh"], "--iptables=sh"),
+        (vec![good[0], good[1], "--iptables=/usr/sbin/iptables", "-F"], "argument \"-F\""),
+    ] {
+        let refused = ProcessCommand::new(REFRACT)
+            .arg(ARGUMENT)
+            .args(&arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let sentence = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}");
+        assert!(sentence.contains(expected), "{arguments:?}: {sentence}");
+        assert_eq!(sentence.lines().count(), 1, "{sentence}");
+        assert_eq!(refused.stdout, b"");
+    }
+}
+
+#[test]
+fn a_program_of_another_name_is_never_run() {
+    let mut keeper = start("/bin/sh");
+    let error = keeper.ask_and_wait(Command::Remove, PATIENCE).unwrap_err().to_string();
+    assert!(error.contains("not an absolute path to a program named iptables"), "{error}");
+}
