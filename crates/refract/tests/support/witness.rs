@@ -1,0 +1,86 @@
+//! Second eyes: what the kernel and the disk say, asked without any of Refract's own code.
+//!
+//! Takes a host or a file; gives set members, rules, counters and records as text, by way of the
+//! tools that an operator would use. It judges nothing.
+
+use std::{fs, net::IpAddr, path::Path, time::Duration};
+
+use super::{LabError, Result, eventually, lab::Host};
+
+/// The members of a set, without their timeouts, as `ipset list` prints them; none when there is
+/// no such set.
+pub(crate) fn set_members(host: &Host, set: &str) -> Result<Vec<String>> {
+    let Ok(listing) = host.output("ipset", &["list", set]) else {
+        return Ok(Vec::new());
+    };
+    Ok(listing
+        .lines()
+        .skip_while(|line| !line.starts_with("Members:"))
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Waits until `member` is in `set`, or is not.
+pub(crate) fn wait_for_member(
+    host: &Host,
+    set: &str,
+    member: &str,
+    is_in: bool,
+    bound: Duration,
+) -> Result<()> {
+    let what = format!("{member} to be {} {set}", if is_in { "in" } else { "out of" });
+    eventually(&what, bound, || {
+        let found = set_members(host, set)?.iter().any(|found| found == member);
+        Ok((found == is_in).then_some(()))
+    })
+}
+
+/// The rules of INPUT as `iptables -S INPUT` or `ip6tables -S INPUT` prints them.
+pub(crate) fn input_rules(host: &Host, family: &IpAddr) -> Result<String> {
+    let tool = if family.is_ipv4() { "iptables" } else { "ip6tables" };
+    host.output(tool, &["-S", "INPUT"])
+}
+
+/// The TCP connections of `host` with `peer` in the states after the handshake, as `ss` prints
+/// them, one a line.
+pub(crate) fn connections_with(host: &Host, peer: IpAddr) -> Result<Vec<String>> {
+    let peer = if peer.is_ipv6() { format!("[{peer}]") } else { peer.to_string() };
+    let states = ["-Htn", "state", "connected", "exclude", "syn-sent", "exclude", "syn-recv"];
+    let listing = host.output("ss", &[&states[..], &["dst", &peer]].concat())?;
+    Ok(listing.lines().map(str::to_owned).collect())
+}
+
+/// How many established connections of `host` were reset so far (`EstabResets`, RFC 1213).
+pub(crate) fn established_resets(host: &Host) -> Result<u64> {
+    let table = host.run(|| {
+        fs::read_to_string("/proc/thread-self/net/snmp")
+            .map_err(LabError::while_trying("read the TCP counters"))
+    })?;
+    let mut rows = table.lines().filter_map(|line| line.strip_prefix("Tcp:"));
+    rows.next()
+        .zip(rows.next())
+        .and_then(|(names, values)| {
+            let place = names.split_whitespace().position(|name| name == "EstabResets")?;
+            values.split_whitespace().nth(place)?.parse().ok()
+        })
+        .ok_or_else(|| LabError::new("the TCP counters have no EstabResets"))
+}
+
+/// The lines of a log that contain `text`; none when there is no such file yet.
+pub(crate) fn lines_with(log: &Path, text: &str) -> Result<Vec<String>> {
+    match fs::read_to_string(log) {
+        Ok(content) => {
+            Ok(content.lines().filter(|line| line.contains(text)).map(str::to_owned).collect())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(LabError::new(format!("cannot read {}: {error}", log.display()))),
+    }
+}
+
+/// Waits for a line of a log that contains `text`, and gives the first one.
+pub(crate) fn wait_for_line(log: &Path, text: &str, bound: Duration) -> Result<String> {
+    let what = format!("a line with {text} in {}", log.display());
+    eventually(&what, bound, || Ok(lines_with(log, text)?.into_iter().next()))
+}
