@@ -14,7 +14,7 @@ use support::{
     Result,
     access_log::AccessLog,
     lab::{Lab, SERVER_V4, SERVER_V6},
-    peer::{EchoServer, Ending, Talker},
+    peer::{Ending, Server, Talker},
     process::Process,
     witness,
 };
@@ -26,7 +26,7 @@ fn two_clients_talk_from_their_own_addresses_and_one_can_be_reset_alone() -> Res
     let mut lab = Lab::new()?;
     let first = lab.add_client(&["198.51.100.11", "2001:db8:11::2"])?;
     let second = lab.add_client(&["198.51.100.12", "2001:db8:12::2"])?;
-    let _echo = EchoServer::start(lab.server(), 443)?;
+    let _echo = Server::echo(lab.server(), 443)?;
     for (server, source_one, source_two) in [
         (IpAddr::from(SERVER_V4), first.v4()?, second.v4()?),
         (IpAddr::from(SERVER_V6), first.v6()?, second.v6()?),
@@ -36,14 +36,14 @@ fn two_clients_talk_from_their_own_addresses_and_one_can_be_reset_alone() -> Res
         assert_eq!((one.local().ip(), two.local().ip()), (source_one, source_two));
         one.progress().wait_for_bytes(1_000, BOUND)?;
         two.progress().wait_for_bytes(1_000, BOUND)?;
-        assert_eq!(witness::connections_with(lab.server(), source_two)?.len(), 1);
+        assert_eq!(witness::established_with(lab.server(), source_two)?, [two.local()]);
 
         let resets = witness::established_resets(&second)?;
         let peer = SocketAddr::new(source_two, two.local().port()).to_string();
         lab.server().output("ss", &["-K", "-tn", "dst", &peer])?;
         assert!(matches!(two.progress().wait_for_end(BOUND)?, Ending::Reset(_)));
         assert_eq!(witness::established_resets(&second)?, resets + 1);
-        assert_eq!(witness::connections_with(lab.server(), source_two)?, Vec::<String>::new());
+        assert_eq!(witness::established_with(lab.server(), source_two)?, []);
 
         one.progress().wait_for_bytes(1_000, BOUND)?;
         assert_eq!(one.progress().ending(), None);
@@ -61,7 +61,7 @@ fn two_clients_talk_from_their_own_addresses_and_one_can_be_reset_alone() -> Res
 fn a_set_member_and_a_rule_are_seen_and_a_banned_client_does_not_get_in() -> Result<()> {
     let mut lab = Lab::new()?;
     let client = lab.add_client(&["198.51.100.11", "198.51.100.12"])?;
-    let _echo = EchoServer::start(lab.server(), 443)?;
+    let _echo = Server::echo(lab.server(), 443)?;
     let server = lab.server();
     server.output("ipset", &["create", "banned", "hash:ip", "timeout", "3"])?;
     server.output(
@@ -87,7 +87,7 @@ fn any_address_of_an_owned_prefix_can_be_spoken_from() -> Result<()> {
     let mut lab = Lab::new()?;
     let client = lab.add_client(&["198.51.100.11"])?;
     lab.own_prefix(&client, "198.18.0.0/15")?;
-    let _echo = EchoServer::start(lab.server(), 443)?;
+    let _echo = Server::echo(lab.server(), 443)?;
     for source in ["198.18.0.1", "198.19.200.7"] {
         let source = source.parse().unwrap();
         let talker = Talker::connect(&client, source, SocketAddr::new(SERVER_V4.into(), 443))?;

@@ -57,13 +57,13 @@ impl Daemon {
     }
 
     /// Sends SIGTERM and waits for its end, `bound` at most.
-    pub(crate) fn terminate(mut self, bound: Duration) -> Result<ExitStatus> {
+    pub(crate) fn terminate(self, bound: Duration) -> Result<ExitStatus> {
         self.process.signal(Signal::TERM)?;
         self.process.wait(bound)
     }
 
     /// Ends it with SIGKILL, as a crash would.
-    pub(crate) fn kill(mut self) -> Result<ExitStatus> {
+    pub(crate) fn kill(self) -> Result<ExitStatus> {
         self.process.signal(Signal::KILL)?;
         self.process.wait(START_BOUND)
     }

@@ -8,7 +8,7 @@ use std::{
     io,
     net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -120,7 +120,7 @@ impl Progress {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -144,53 +144,63 @@ pub(crate) fn connect_from(
     Ok(TcpStream::from(socket))
 }
 
-/// A dual-stack server that echoes whatever it hears.
-pub(crate) struct EchoServer {
+/// A TCP server with a thread for each connection.
+pub(crate) struct Server {
     listener: TcpListener,
-    connections: Arc<Mutex<Vec<TcpStream>>>,
+    connections: Arc<Mutex<Vec<Weak<TcpStream>>>>,
     accepting: Option<JoinHandle<Result<()>>>,
 }
 
-impl EchoServer {
-    /// Listens on `[::]:port`, for both families.
-    pub(crate) fn start(host: &Host, port: u16) -> Result<Self> {
-        let listener = host.run(|| {
-            TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-                .map_err(LabError::while_trying(format!("listen on port {port}")))
-        })?;
+impl Server {
+    /// Listens on `address` (`[::]` is both families) and hands each connection to `serve`. The
+    /// connection is closed when that returns.
+    pub(crate) fn start(
+        host: &Host,
+        address: SocketAddr,
+        serve: fn(&TcpStream) -> io::Result<()>,
+    ) -> Result<Self> {
+        let what = format!("listen on {address}");
+        let listener =
+            host.run(|| TcpListener::bind(address).map_err(LabError::while_trying(&what)))?;
         let connections = Arc::new(Mutex::new(Vec::new()));
         let accepting = {
-            let copy = "copy a socket's descriptor";
-            let listener = listener.try_clone().map_err(LabError::while_trying(copy))?;
+            let listener = listener.try_clone().map_err(LabError::while_trying(&what))?;
             let connections = Arc::clone(&connections);
             host.start_thread(move || {
                 // Ends when the listener is shut down.
                 while let Ok((connection, _)) = listener.accept() {
-                    let ours = connection.try_clone().map_err(LabError::while_trying(copy))?;
-                    connections.lock().unwrap_or_else(PoisonError::into_inner).push(ours);
-                    thread::spawn(move || io::copy(&mut &connection, &mut &connection));
+                    let connection = Arc::new(connection);
+                    lock(&connections).push(Arc::downgrade(&connection));
+                    // A connection that fails is the client's to report, not the server's.
+                    thread::spawn(move || serve(&connection));
                 }
                 Ok(())
             })
         };
         Ok(Self { listener, connections, accepting: Some(accepting) })
     }
+
+    /// Listens on `[::]:port` and sends back whatever it hears.
+    pub(crate) fn echo(host: &Host, port: u16) -> Result<Self> {
+        Self::start(host, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), |connection| {
+            io::copy(&mut &*connection, &mut &*connection).map(drop)
+        })
+    }
 }
 
-impl Drop for EchoServer {
+impl Drop for Server {
     fn drop(&mut self) {
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
         }
-        for connection in self.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..)
-        {
+        for connection in lock(&self.connections).iter().filter_map(Weak::upgrade) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// A client connection that keeps talking to an [`EchoServer`].
+/// A client connection that keeps talking to an [echoing](Server::echo) server.
 pub(crate) struct Talker {
     local: SocketAddr,
     connection: TcpStream,
@@ -294,4 +304,8 @@ fn ending(error: Errno) -> Ending {
         Errno::CONNRESET => Ending::Reset(Instant::now()),
         error => Ending::Failed(error.to_string()),
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,15 +6,19 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, PoisonError},
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group,
+        pidfd_open, waitid,
+    },
 };
 
 use super::{LabError, Result, lab::Host};
@@ -24,7 +28,7 @@ pub(crate) struct Process {
     name: String,
     child: Child,
     said: Arc<Said>,
-    readers: Vec<JoinHandle<()>>,
+    streams: usize,
 }
 
 impl Process {
@@ -39,16 +43,14 @@ impl Process {
                 None => bound.env_remove(key),
             };
         }
-        std::os::unix::process::CommandExt::process_group(&mut bound, 0);
+        bound.process_group(0);
         bound.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = host.spawn(bound)?;
         let said = Arc::new(Said::default());
-        let readers = [
-            child.stdout.take().map(|out| read_lines(out, &said)),
-            child.stderr.take().map(|err| read_lines(err, &said)),
-        ];
+        let out = child.stdout.take().map(|stream| read_lines(stream, &said));
+        let err = child.stderr.take().map(|stream| read_lines(stream, &said));
         let name = format!("{} on {}", command.get_program().display(), host.name());
-        Ok(Self { name, child, said, readers: readers.into_iter().flatten().collect() })
+        Ok(Self { name, child, said, streams: out.into_iter().chain(err).count() })
     }
 
     /// The process id, also that of its group.
@@ -75,7 +77,7 @@ impl Process {
                 return Ok(line.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let ended = said.ended == self.readers.len();
+            let ended = said.ended == self.streams;
             if ended || left.is_zero() {
                 let why = if ended { "it ended" } else { "it took too long" };
                 let name = &self.name;
@@ -100,22 +102,27 @@ impl Process {
     }
 
     /// Waits for its end, `bound` at most.
-    pub(crate) fn wait(&mut self, bound: Duration) -> Result<ExitStatus> {
+    pub(crate) fn wait(&self, bound: Duration) -> Result<ExitStatus> {
         let what = format!("wait for the end of {}", self.name);
         let pidfd = pidfd_open(self.pid()?, PidfdFlags::empty())
             .map_err(LabError::while_trying(what.as_str()))?;
         let timeout = Timespec::try_from(bound).map_err(LabError::while_trying(what.as_str()))?;
-        let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))
-            .map_err(LabError::while_trying(what.as_str()))?;
-        if ended == 0 {
-            return Err(LabError::new(format!("{} was still there after {bound:?}", self.name)));
-        }
-        self.child.wait().map_err(LabError::while_trying(what))
+        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))
+            .map_err(LabError::while_trying(what))?;
+        self.ended()?
+            .ok_or_else(|| LabError::new(format!("{} was still there after {bound:?}", self.name)))
     }
 
-    /// The exit status, if it has ended.
-    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().map_err(LabError::while_trying(format!("look at {}", self.name)))
+    /// The exit status, if it has ended. The id stays ours (a zombie) until this is dropped.
+    pub(crate) fn ended(&self) -> Result<Option<ExitStatus>> {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(self.pid()?), look)
+            .map_err(LabError::while_trying(format!("look at {}", self.name)))?;
+        Ok(status.map(|status| {
+            // The encoding of wait(2): the exit code in the second byte, or the signal in the first.
+            let code = status.exit_status().map(|code| code << 8);
+            ExitStatus::from_raw(code.or_else(|| status.terminating_signal()).unwrap_or_default())
+        }))
     }
 
     fn pid(&self) -> Result<Pid> {
@@ -128,16 +135,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The id is ours for as long as the child is not waited for, so nobody else can be hit.
-        if let Ok(None) = self.child.try_wait()
-            && let Ok(pid) = self.pid()
-        {
+        // Nobody has waited for the child, so its id cannot have become another's.
+        if let Ok(pid) = self.pid() {
             let _ = kill_process_group(pid, Signal::KILL);
-            let _ = self.child.wait();
         }
-        for reader in self.readers.drain(..) {
-            let _ = reader.join();
-        }
+        let _ = self.child.wait();
     }
 }
 
@@ -160,7 +162,8 @@ impl Said {
     }
 }
 
-fn read_lines(stream: impl Read + Send + 'static, said: &Arc<Said>) -> JoinHandle<()> {
+/// Reads a stream to its end on a thread that nobody waits for: a grandchild may hold it open.
+fn read_lines(stream: impl Read + Send + 'static, said: &Arc<Said>) {
     let said = Arc::clone(said);
     thread::spawn(move || {
         for line in BufReader::new(stream).split(b'\n').map_while(std::result::Result::ok) {
@@ -169,5 +172,5 @@ fn read_lines(stream: impl Read + Send + 'static, said: &Arc<Said>) -> JoinHandl
         }
         said.lock().ended += 1;
         said.changed.notify_all();
-    })
+    });
 }

@@ -3,7 +3,12 @@
 //! Takes a host or a file; gives set members, rules, counters and records as text, by way of the
 //! tools that an operator would use. It judges nothing.
 
-use std::{fs, net::IpAddr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use super::{LabError, Result, eventually, lab::Host};
 
@@ -43,13 +48,20 @@ pub(crate) fn input_rules(host: &Host, family: &IpAddr) -> Result<String> {
     host.output(tool, &["-S", "INPUT"])
 }
 
-/// The TCP connections of `host` with `peer` in the states after the handshake, as `ss` prints
-/// them, one a line.
-pub(crate) fn connections_with(host: &Host, peer: IpAddr) -> Result<Vec<String>> {
-    let peer = if peer.is_ipv6() { format!("[{peer}]") } else { peer.to_string() };
-    let states = ["-Htn", "state", "connected", "exclude", "syn-sent", "exclude", "syn-recv"];
-    let listing = host.output("ss", &[&states[..], &["dst", &peer]].concat())?;
-    Ok(listing.lines().map(str::to_owned).collect())
+/// The peers of `host`'s established TCP connections with the address `peer`, as `ss` sees them.
+pub(crate) fn established_with(host: &Host, peer: IpAddr) -> Result<Vec<SocketAddr>> {
+    let wanted = if peer.is_ipv6() { format!("[{peer}]") } else { peer.to_string() };
+    // "0 0 [::ffff:203.0.113.1]:8443 [::ffff:198.51.100.11]:40000"
+    let listing = host.output("ss", &["-Htn", "state", "established", "dst", &wanted])?;
+    listing
+        .lines()
+        .map(|line| {
+            let peer = line.split_whitespace().nth(3).unwrap_or_default();
+            let peer: SocketAddr =
+                peer.parse().map_err(LabError::while_trying(format!("read `{line}` of ss")))?;
+            Ok(SocketAddr::new(peer.ip().to_canonical(), peer.port()))
+        })
+        .collect()
 }
 
 /// How many established connections of `host` were reset so far (`EstabResets`, RFC 1213).
