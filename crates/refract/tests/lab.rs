@@ -102,14 +102,14 @@ fn a_process_is_heard_signalled_and_does_not_outlive_its_host() -> Result<()> {
     let lab = Lab::new()?;
     let mut script = Command::new("sh");
     script.args(["-c", "trap 'exit 7' TERM; echo listening >&2; while :; do sleep 0.05; done"]);
-    let mut polite = Process::start(lab.server(), &script)?;
+    let polite = Process::start(lab.server(), &script)?;
     polite.wait_for_line("listening", BOUND, |line| line == "listening")?;
     polite.signal(Signal::TERM)?;
     assert_eq!(polite.wait(BOUND)?.code(), Some(7));
 
     let mut sleeper = Command::new("sh");
     sleeper.args(["-c", "echo asleep; exec sleep 600"]);
-    let mut orphan = Process::start(lab.server(), &sleeper)?;
+    let orphan = Process::start(lab.server(), &sleeper)?;
     orphan.wait_for_line("asleep", BOUND, |line| line == "asleep")?;
     drop(lab);
     let status = orphan.wait(BOUND)?;

@@ -92,6 +92,6 @@ fn a_device_whose_connection_is_reset_loses_its_stream_and_the_other_does_not() 
 #[track_caller]
 fn the_only_peer(server: &Host, source: IpAddr) -> Result<SocketAddr> {
     let peers = witness::established_with(server, source)?;
-    assert_eq!(peers.len(), 1, "{peers:?}");
-    Ok(peers[0])
+    let [peer] = peers[..] else { panic!("one connection was expected: {peers:?}") };
+    Ok(peer)
 }

@@ -7,8 +7,7 @@
 //! packet itself and knows no proxy.
 
 use std::{
-    fmt::Write as _,
-    fs::File,
+    fs::{self, File},
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
@@ -48,15 +47,16 @@ impl Lab {
         let directory =
             TempDir::new().map_err(LabError::while_trying("make a directory for the lab"))?;
         let server = Host::new("server", directory.path(), Vec::new())?;
-        server.ip(&format!(
-            "link set lo up\n\
-             link add public0 type veth peer name uplink0\n\
-             link set public0 addrgenmode none up\n\
-             link set uplink0 addrgenmode none up\n\
-             addr add {SERVER_V4}/32 dev public0\n\
-             addr add {SERVER_V6}/128 dev public0 nodad\n\
-             addr add {SERVER_PRIVATE}/32 dev public0\n"
-        ))?;
+        server.ip(&[
+            "link set lo up".to_owned(),
+            // A pair within the server, because not every kernel has dummy interfaces.
+            "link add public0 type veth peer name uplink0".to_owned(),
+            "link set public0 addrgenmode none up".to_owned(),
+            "link set uplink0 addrgenmode none up".to_owned(),
+            format!("addr add {SERVER_V4}/32 dev public0"),
+            format!("addr add {SERVER_V6}/128 dev public0 nodad"),
+            format!("addr add {SERVER_PRIVATE}/32 dev public0"),
+        ])?;
         Ok(Self { server, clients: 0, directory })
     }
 
@@ -87,52 +87,50 @@ impl Lab {
         let link = Link::new(number)?;
         let client = Host::new(&format!("client{number}"), self.directory.path(), addresses)?;
 
-        let mut at_server = format!(
-            "link add {veth} type veth peer name eth0 netns {namespace}\n\
-             link set {veth} addrgenmode none up\n\
-             addr add {v4}/30 dev {veth}\n\
-             addr add fe80::1/64 dev {veth} nodad\n",
-            veth = link.name,
-            namespace = client.namespace_path.display(),
-            v4 = link.server_v4,
-        );
-        let mut at_client = format!(
-            "link set lo up\n\
-             link set eth0 addrgenmode none up\n\
-             addr add {v4}/30 dev eth0\n\
-             addr add fe80::2/64 dev eth0 nodad\n",
-            v4 = link.client_v4,
-        );
+        let veth = &link.name;
+        let namespace = client.namespace_path.display();
+        let mut at_server = vec![
+            format!("link add {veth} type veth peer name eth0 netns {namespace}"),
+            format!("link set {veth} addrgenmode none up"),
+            format!("addr add {}/30 dev {veth}", link.server_v4),
+            format!("addr add fe80::1/64 dev {veth} nodad"),
+        ];
+        let mut at_client = vec![
+            "link set lo up".to_owned(),
+            "link set eth0 addrgenmode none up".to_owned(),
+            format!("addr add {}/30 dev eth0", link.client_v4),
+            "addr add fe80::2/64 dev eth0 nodad".to_owned(),
+        ];
         for address in &client.addresses {
             let (length, nodad) = if address.is_ipv4() { (32, "") } else { (128, "nodad") };
-            writeln!(at_client, "addr add {address}/{length} dev eth0 {nodad}")
-                .map_err(LabError::while_trying("write a command"))?;
-            at_server += &link.route_to(&format!("{address}/{length}"));
+            at_client.push(format!("addr add {address}/{length} dev eth0 {nodad}"));
+            at_server.push(link.route_to(&format!("{address}/{length}")));
         }
         let source = |address: Option<IpAddr>| {
             address.map(|address| format!("src {address}")).unwrap_or_default()
         };
-        at_client += &format!(
-            "route add default via {gateway} dev eth0 {v4}\n\
-             route add ::/0 via fe80::1 dev eth0 {v6}\n",
-            gateway = link.server_v4,
-            v4 = source(client.v4().ok()),
-            v6 = source(client.v6().ok()),
-        );
+        at_client.extend([
+            format!(
+                "route add default via {} dev eth0 {}",
+                link.server_v4,
+                source(client.v4().ok())
+            ),
+            format!("route add ::/0 via fe80::1 dev eth0 {}", source(client.v6().ok())),
+        ]);
         self.server.ip(&at_server)?;
         client.ip(&at_client)?;
         Ok(Host { link: Some(link), ..client })
     }
 
-    /// Gives a client every address of an IPv4 `prefix` at once (an AnyIP route), so that any of
+    /// Gives a client every address of an IPv4 `prefix` at once (a local route), so that any of
     /// them can be bound.
     pub(crate) fn own_prefix(&self, client: &Host, prefix: &str) -> Result<()> {
         let link = client
             .link
             .as_ref()
             .ok_or_else(|| LabError::new(format!("{} has no link", client.name)))?;
-        client.ip(&format!("route add local {prefix} dev lo\n"))?;
-        self.server.ip(&link.route_to(prefix))
+        client.ip(&[format!("route add local {prefix} dev lo")])?;
+        self.server.ip(&[link.route_to(prefix)])
     }
 }
 
@@ -159,9 +157,9 @@ impl Link {
     fn route_to(&self, prefix: &str) -> String {
         let Self { name, client_v4, .. } = self;
         if prefix.contains(':') {
-            format!("route add {prefix} via fe80::2 dev {name}\n")
+            format!("route add {prefix} via fe80::2 dev {name}")
         } else {
-            format!("route add {prefix} via {client_v4} dev {name}\n")
+            format!("route add {prefix} via {client_v4} dev {name}")
         }
     }
 }
@@ -279,9 +277,10 @@ impl Host {
     }
 
     /// Runs lines of `ip` commands.
-    fn ip(&self, lines: &str) -> Result<()> {
+    fn ip(&self, commands: &[String]) -> Result<()> {
         let script = self.directory.join(format!("{}.ip", self.name));
-        std::fs::write(&script, lines).map_err(LabError::while_trying("write ip commands"))?;
+        fs::write(&script, commands.join("\n"))
+            .map_err(LabError::while_trying("write ip commands"))?;
         self.output("ip", &["-batch", &script.to_string_lossy()]).map(drop)
     }
 
@@ -310,7 +309,9 @@ impl Keeper {
             .spawn(move || {
                 let entry = enter(&namespace).map(|()| gettid().as_raw_nonzero().get());
                 if entered.send(entry).is_ok() {
-                    waiting.iter().for_each(|job| job());
+                    for job in waiting {
+                        job();
+                    }
                 }
             })
             .map_err(LabError::while_trying(format!("start a thread for {name}")))?;

@@ -15,9 +15,10 @@ use super::{LabError, Result, eventually, lab::Host};
 /// The members of a set, without their timeouts, as `ipset list` prints them; none when there is
 /// no such set.
 pub(crate) fn set_members(host: &Host, set: &str) -> Result<Vec<String>> {
-    let Ok(listing) = host.output("ipset", &["list", set]) else {
+    if !host.output("ipset", &["list", "-name"])?.lines().any(|name| name == set) {
         return Ok(Vec::new());
-    };
+    }
+    let listing = host.output("ipset", &["list", set])?;
     Ok(listing
         .lines()
         .skip_while(|line| !line.starts_with("Members:"))
