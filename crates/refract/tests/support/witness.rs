@@ -81,6 +81,31 @@ pub(crate) fn established_resets(host: &Host) -> Result<u64> {
         .ok_or_else(|| LabError::new("the TCP counters have no EstabResets"))
 }
 
+/// Counts, from now on, the reset packets that `host` gets from TCP port `port`.
+pub(crate) fn watch_resets(host: &Host, port: u16) -> Result<()> {
+    let port = port.to_string();
+    let resets = ["-p", "tcp", "--sport", &port, "--tcp-flags", "RST", "RST", "-j", "ACCEPT"];
+    for tool in ["iptables", "ip6tables"] {
+        host.output(tool, &[&["-I", "INPUT"], &resets[..]].concat())?;
+    }
+    Ok(())
+}
+
+/// The reset packets that came since [`watch_resets`], both families.
+pub(crate) fn resets_seen(host: &Host) -> Result<u64> {
+    let mut packets = 0;
+    for tool in ["iptables-save", "ip6tables-save"] {
+        // "[3:120] -A INPUT -p tcp -m tcp --sport 443 --tcp-flags RST RST -j ACCEPT"
+        let rules = host.output(tool, &["-c", "-t", "filter"])?;
+        packets += rules
+            .lines()
+            .filter(|line| line.contains("--tcp-flags RST RST"))
+            .filter_map(|line| line.strip_prefix('[')?.split(':').next()?.parse::<u64>().ok())
+            .sum::<u64>();
+    }
+    Ok(packets)
+}
+
 /// The lines of a log that contain `text`; none when there is no such file yet.
 pub(crate) fn lines_with(log: &Path, text: &str) -> Result<Vec<String>> {
     match fs::read_to_string(log) {
