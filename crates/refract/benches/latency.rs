@@ -443,7 +443,7 @@ fn print(subjects: &[Subject]) {
     println!("microseconds from the write(2) of the line; gaps of 0.3 to 1.4 ms at random");
     println!();
     println!(
-        "{:<10}{:<26}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}",
+        "{:<10}{:<26}{:>8}{:>10}{:>10}{:>10}{:>10}{:>10}",
         "", "until", "samples", "min", "p50", "p90", "p99", "max"
     );
     let burst = format!("{BURST} in one write, all set");
@@ -467,7 +467,7 @@ fn row(samples: &[Duration]) -> String {
         let rank = (sorted.len() * per_mille).div_ceil(1_000).saturating_sub(1);
         let micros = sorted.get(rank).copied().unwrap_or_default().as_nanos();
         // Tenths of a microsecond are as far as the clock is worth printing.
-        let _ = write!(row, "{:>7}.{}", micros / 1_000, micros % 1_000 / 100);
+        let _ = write!(row, "{:>8}.{}", micros / 1_000, micros % 1_000 / 100);
     }
     row
 }

@@ -3,8 +3,8 @@
 //! Takes addresses; makes a server host and client hosts that reach it over IPv4 and IPv6, and
 //! runs code and commands inside them. The namespaces have no names and no files: each is held by
 //! one thread of this process and one descriptor, and children are killed by the kernel when that
-//! thread ends. So a panic, and even SIGKILL, leaves nothing behind to be cleaned up. It sends no
-//! packet itself and knows no proxy.
+//! thread ends. So a panic leaves nothing behind to be cleaned up, and SIGKILL nothing but a
+//! directory in /tmp. It sends no packet itself and knows no proxy.
 
 use std::{
     fs::{self, File},
