@@ -89,7 +89,7 @@ fn binary() -> Result<PathBuf> {
 
 /// Two devices, one account: the story.
 fn show(binary: &Path) -> Result<()> {
-    line("Refract at work, in a network of its own that is gone when this ends.");
+    print_line("Refract at work, in a network of its own that is gone when this ends.");
     let mut lab = Lab::new()?;
     let phone_host = lab.add_client(&[PHONE])?;
     let laptop_host = lab.add_client(&[LAPTOP])?;
@@ -106,7 +106,7 @@ fn show(binary: &Path) -> Result<()> {
         format!("--access.log={}", entrance.access_log().display()),
         format!("--block.log={}", lab.path("block.log").display()),
     ];
-    line("");
+    print_line("");
     say(&format!("$ refract {}", flags.join(" ")));
     let daemon = Daemon::start(binary, lab.server(), &flags)?;
     say(&daemon.messages());
@@ -338,7 +338,7 @@ fn share_until_cut(device: &Guest<'_>) -> Result<()> {
 }
 
 fn headline(text: &str) {
-    line(&format!("\n== {text}\n"));
+    print_line(&format!("\n== {text}\n"));
 }
 
 /// Prints `text` indented and folded, so that no line is wider than a page.
@@ -346,7 +346,7 @@ fn say(text: &str) {
     for line in text.lines() {
         let characters: Vec<char> = line.chars().collect();
         for piece in characters.chunks(WIDTH) {
-            line(&format!("   {}", piece.iter().collect::<String>()));
+            print_line(&format!("   {}", piece.iter().collect::<String>()));
         }
     }
 }
@@ -354,13 +354,13 @@ fn say(text: &str) {
 fn run(host: &Host, program: &str, arguments: &[&str]) -> Result<()> {
     say(&format!("$ {program} {}", arguments.join(" ")));
     say(&host.output(program, arguments)?);
-    line("");
+    print_line("");
     Ok(())
 }
 
 /// Prints a line. Nobody may be reading any more (`| head`); then there is nothing left to do, and
 /// the kernel ends what was started.
-fn line(text: &str) {
+fn print_line(text: &str) {
     if writeln!(io::stdout(), "{text}").is_err() {
         process::exit(1);
     }
