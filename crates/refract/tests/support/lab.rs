@@ -44,8 +44,10 @@ impl Lab {
     /// A lab with a server that has [`SERVER_V4`], [`SERVER_V6`] and [`SERVER_PRIVATE`], and no
     /// clients yet.
     pub(crate) fn new() -> Result<Self> {
-        let directory =
-            TempDir::new().map_err(LabError::while_trying("make a directory for the lab"))?;
+        let directory = tempfile::Builder::new()
+            .prefix("refract-lab-")
+            .tempdir()
+            .map_err(LabError::while_trying("make a directory for the lab"))?;
         let server = Host::new("server", directory.path(), Vec::new())?;
         server.ip(&[
             "link set lo up".to_owned(),
