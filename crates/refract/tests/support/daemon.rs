@@ -1,0 +1,70 @@
+//! The `refract` binary, run as an operator runs it.
+//!
+//! Takes the binary's path and its flags; starts it on a host and waits until it says that it is
+//! ready. Ends it politely or not. It reads nothing that the daemon writes but its messages.
+
+use std::{
+    path::Path,
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use rustix::process::Signal;
+
+use super::{Result, lab::Host, process::Process};
+
+/// The daemon is ready once one of its messages has this as a word of its own.
+pub(crate) const READY: &str = "ready";
+/// How long the daemon may take to be ready.
+const START_BOUND: Duration = Duration::from_secs(10);
+
+/// A running daemon; killed when dropped.
+pub(crate) struct Daemon {
+    process: Process,
+}
+
+impl Daemon {
+    /// Starts `binary` with `flags` and waits until it is ready.
+    pub(crate) fn start(binary: &Path, host: &Host, flags: &[String]) -> Result<Self> {
+        let mut command = Command::new(binary);
+        command.args(flags);
+        // The flags given are the whole configuration, whatever the caller's environment holds.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("REFRACT_") {
+                command.env_remove(name);
+            }
+        }
+        let process = Process::start(host, &command)?;
+        process.wait_for_line("that it is ready", START_BOUND, |line| {
+            line.split(|character: char| !character.is_alphanumeric()).any(|word| word == READY)
+        })?;
+        Ok(Self { process })
+    }
+
+    /// The daemon's process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Everything it has said so far.
+    pub(crate) fn messages(&self) -> String {
+        self.process.said()
+    }
+
+    /// Waits for a message that contains `text`, and gives it.
+    pub(crate) fn wait_for_message(&self, text: &str, bound: Duration) -> Result<String> {
+        self.process.wait_for_line(text, bound, |line| line.contains(text))
+    }
+
+    /// Sends SIGTERM and waits for its end, `bound` at most.
+    pub(crate) fn terminate(self, bound: Duration) -> Result<ExitStatus> {
+        self.process.signal(Signal::TERM)?;
+        self.process.wait(bound)
+    }
+
+    /// Ends it with SIGKILL, as a crash would.
+    pub(crate) fn kill(self) -> Result<ExitStatus> {
+        self.process.signal(Signal::KILL)?;
+        self.process.wait(START_BOUND)
+    }
+}

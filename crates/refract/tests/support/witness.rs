@@ -1,0 +1,124 @@
+//! Second eyes: what the kernel and the disk say, asked without any of Refract's own code.
+//!
+//! Takes a host or a file; gives set members, rules, counters and records as text, by way of the
+//! tools that an operator would use. It judges nothing.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use super::{LabError, Result, eventually, lab::Host};
+
+/// The members of a set, without their timeouts, as `ipset list` prints them; none when there is
+/// no such set.
+pub(crate) fn set_members(host: &Host, set: &str) -> Result<Vec<String>> {
+    if !host.output("ipset", &["list", "-name"])?.lines().any(|name| name == set) {
+        return Ok(Vec::new());
+    }
+    let listing = host.output("ipset", &["list", set])?;
+    Ok(listing
+        .lines()
+        .skip_while(|line| !line.starts_with("Members:"))
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Waits until `member` is in `set`, or is not.
+pub(crate) fn wait_for_member(
+    host: &Host,
+    set: &str,
+    member: &str,
+    is_in: bool,
+    bound: Duration,
+) -> Result<()> {
+    let what = format!("{member} to be {} {set}", if is_in { "in" } else { "out of" });
+    eventually(&what, bound, || {
+        let found = set_members(host, set)?.iter().any(|found| found == member);
+        Ok((found == is_in).then_some(()))
+    })
+}
+
+/// The rules of INPUT as `iptables -S INPUT` or `ip6tables -S INPUT` prints them.
+pub(crate) fn input_rules(host: &Host, family: &IpAddr) -> Result<String> {
+    let tool = if family.is_ipv4() { "iptables" } else { "ip6tables" };
+    host.output(tool, &["-S", "INPUT"])
+}
+
+/// The peers of `host`'s established TCP connections with the address `peer`, as `ss` sees them.
+pub(crate) fn established_with(host: &Host, peer: IpAddr) -> Result<Vec<SocketAddr>> {
+    let wanted = if peer.is_ipv6() { format!("[{peer}]") } else { peer.to_string() };
+    // "0 0 [::ffff:203.0.113.1]:8443 [::ffff:198.51.100.11]:40000"
+    let listing = host.output("ss", &["-Htn", "state", "established", "dst", &wanted])?;
+    listing
+        .lines()
+        .map(|line| {
+            let peer = line.split_whitespace().nth(3).unwrap_or_default();
+            let peer: SocketAddr =
+                peer.parse().map_err(LabError::while_trying(format!("read `{line}` of ss")))?;
+            Ok(SocketAddr::new(peer.ip().to_canonical(), peer.port()))
+        })
+        .collect()
+}
+
+/// How many established connections of `host` were reset so far (`EstabResets`, RFC 1213).
+pub(crate) fn established_resets(host: &Host) -> Result<u64> {
+    let table = host.run(|| {
+        fs::read_to_string("/proc/thread-self/net/snmp")
+            .map_err(LabError::while_trying("read the TCP counters"))
+    })?;
+    let mut rows = table.lines().filter_map(|line| line.strip_prefix("Tcp:"));
+    rows.next()
+        .zip(rows.next())
+        .and_then(|(names, values)| {
+            let place = names.split_whitespace().position(|name| name == "EstabResets")?;
+            values.split_whitespace().nth(place)?.parse().ok()
+        })
+        .ok_or_else(|| LabError::new("the TCP counters have no EstabResets"))
+}
+
+/// Counts, from now on, the reset packets that `host` gets from TCP port `port`.
+pub(crate) fn watch_resets(host: &Host, port: u16) -> Result<()> {
+    let port = port.to_string();
+    let resets = ["-p", "tcp", "--sport", &port, "--tcp-flags", "RST", "RST", "-j", "ACCEPT"];
+    for tool in ["iptables", "ip6tables"] {
+        host.output(tool, &[&["-I", "INPUT"], &resets[..]].concat())?;
+    }
+    Ok(())
+}
+
+/// The reset packets that came since [`watch_resets`], both families.
+pub(crate) fn resets_seen(host: &Host) -> Result<u64> {
+    let mut packets = 0;
+    for tool in ["iptables-save", "ip6tables-save"] {
+        // "[3:120] -A INPUT -p tcp -m tcp --sport 443 --tcp-flags RST RST -j ACCEPT"
+        let rules = host.output(tool, &["-c", "-t", "filter"])?;
+        packets += rules
+            .lines()
+            .filter(|line| line.contains("--tcp-flags RST RST"))
+            .filter_map(|line| line.strip_prefix('[')?.split(':').next()?.parse::<u64>().ok())
+            .sum::<u64>();
+    }
+    Ok(packets)
+}
+
+/// The lines of a log that contain `text`; none when there is no such file yet.
+pub(crate) fn lines_with(log: &Path, text: &str) -> Result<Vec<String>> {
+    match fs::read_to_string(log) {
+        Ok(content) => {
+            Ok(content.lines().filter(|line| line.contains(text)).map(str::to_owned).collect())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(LabError::new(format!("cannot read {}: {error}", log.display()))),
+    }
+}
+
+/// Waits for a line of a log that contains `text`, and gives the first one.
+pub(crate) fn wait_for_line(log: &Path, text: &str, bound: Duration) -> Result<String> {
+    let what = format!("a line with {text} in {}", log.display());
+    eventually(&what, bound, || Ok(lines_with(log, text)?.into_iter().next()))
+}
