@@ -28,7 +28,7 @@ use rustix::{
 
 pub use self::{
     process::run_process,
-    protocol::{Command, Found, RuleKeeperConfig, SETS_V4, SETS_V6},
+    protocol::{Command, Found, RuleKeeperConfig, RuleSets},
 };
 
 /// The hidden first argument that makes this program the rule keeper.

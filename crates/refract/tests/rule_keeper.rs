@@ -31,6 +31,7 @@ const TCP_443: &str =
 
 fn start(iptables: impl Into<PathBuf>) -> RuleKeeper {
     let config = RuleKeeperConfig {
+        sets: RuleSets::Lasting,
         protocols: vec![Protocol::Tcp],
         ports: vec![443..=443],
         iptables: Some(iptables.into()),
@@ -226,7 +227,7 @@ fn a_killed_process_is_noticed_and_another_takes_its_place() {
 #[test]
 fn a_program_that_answers_something_else_is_ended() {
     let config =
-        RuleKeeperConfig { protocols: vec![Protocol::Tcp], ports: vec![443..=443], iptables: None };
+        RuleKeeperConfig { sets: RuleSets::Lasting, protocols: vec![Protocol::Tcp], ports: vec![443..=443], iptables: None };
     let mut keeper = RuleKeeper::start_program(Path::new("/bin/echo"), &config).unwrap();
     let dead = Answer::Died { reason: "its answer cannot be understood".to_owned() };
     assert_eq!(next_answer(&mut keeper), dead);
@@ -243,7 +244,7 @@ fn a_configuration_that_the_process_would_refuse_starts_none() {
         (vec![Protocol::Tcp], 443..=443, Some("iptables"), "\"--iptables=iptables\""),
     ] {
         let config =
-            RuleKeeperConfig { protocols, ports: vec![ports], iptables: iptables.map(Into::into) };
+            RuleKeeperConfig { sets: RuleSets::Lasting, protocols, ports: vec![ports], iptables: iptables.map(Into::into) };
         let error = RuleKeeper::start_program(Path::new(REFRACT), &config).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }

@@ -12,16 +12,47 @@ use refract_kernel::xtables::{
 
 use super::RuleKeeperError;
 
-/// The sets that the IPv4 rules match.
-pub const SETS_V4: SetNames =
-    SetNames { sources: "refract_banned_users", flows: "refract_banned_flows" };
-/// The sets that the IPv6 rules match.
-pub const SETS_V6: SetNames =
-    SetNames { sources: "refract_banned_users6", flows: "refract_banned_flows6" };
+/// Which sets the rules match. The names are constants: none ever comes from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RuleSets {
+    /// Those that operators see.
+    #[default]
+    Lasting,
+    /// Those that hold the bans while a set of another type is replaced at the start.
+    Temporary,
+}
+
+impl RuleSets {
+    const ALL: [Self; 2] = [Self::Lasting, Self::Temporary];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Lasting => "lasting",
+            Self::Temporary => "temporary",
+        }
+    }
+
+    fn names(self) -> (SetNames, SetNames) {
+        match self {
+            Self::Lasting => (
+                SetNames { sources: "refract_banned_users", flows: "refract_banned_flows" },
+                SetNames { sources: "refract_banned_users6", flows: "refract_banned_flows6" },
+            ),
+            Self::Temporary => (
+                SetNames { sources: "refract_banned_users.tmp", flows: "refract_banned_flows.tmp" },
+                SetNames {
+                    sources: "refract_banned_users6.tmp",
+                    flows: "refract_banned_flows6.tmp",
+                },
+            ),
+        }
+    }
+}
 
 /// An answer's length at most, bytes; a longer sentence is cut.
 pub(super) const ANSWER_LIMIT: usize = 2048;
 
+const SETS: &str = "--sets=";
 const PROTOCOLS: &str = "--protocols=";
 const PORTS: &str = "--ports=";
 const IPTABLES: &str = "--iptables=";
@@ -29,6 +60,8 @@ const IPTABLES: &str = "--iptables=";
 /// What the rule keeper is to keep, fixed for its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleKeeperConfig {
+    /// The sets that the rules match.
+    pub sets: RuleSets,
     /// The transports that are enforced.
     pub protocols: Vec<Protocol>,
     /// The protected local ports, merged and ascending.
@@ -40,13 +73,15 @@ pub struct RuleKeeperConfig {
 impl RuleKeeperConfig {
     /// The rules to keep.
     pub fn plan(&self) -> Result<RulePlan, RuleKeeperError> {
-        RulePlan::new(&self.protocols, &self.ports, SETS_V4, SETS_V6)
+        let (v4, v6) = self.sets.names();
+        RulePlan::new(&self.protocols, &self.ports, v4, v6)
             .map_err(|source| RuleKeeperError::Plan { source })
     }
 
     pub(super) fn to_arguments(&self) -> Vec<OsString> {
         let protocols: Vec<_> = self.protocols.iter().map(|protocol| protocol.name()).collect();
         let mut arguments = vec![
+            format!("{SETS}{}", self.sets.word()).into(),
             format!("{PROTOCOLS}{}", protocols.join(",")).into(),
             format!("{PORTS}{}", ports_to_text(&self.ports)).into(),
         ];
@@ -62,9 +97,13 @@ impl RuleKeeperConfig {
     pub(super) fn from_arguments(
         mut arguments: impl Iterator<Item = OsString>,
     ) -> Result<Self, RuleKeeperError> {
+        let sets = arguments.next().unwrap_or_default();
         let protocols = arguments.next().unwrap_or_default();
         let ports = arguments.next().unwrap_or_default();
         let config = Self {
+            sets: after(&sets, SETS)
+                .and_then(|word| RuleSets::ALL.into_iter().find(|sets| sets.word() == word))
+                .ok_or(RuleKeeperError::Argument { argument: sets })?,
             protocols: after(&protocols, PROTOCOLS)
                 .and_then(|names| names.split(',').map(Protocol::from_name).collect())
                 .ok_or(RuleKeeperError::Argument { argument: protocols })?,
@@ -200,6 +239,7 @@ mod tests {
 
     fn config(protocols: &[Protocol], ports: &str, iptables: Option<&str>) -> RuleKeeperConfig {
         RuleKeeperConfig {
+            sets: RuleSets::Lasting,
             protocols: protocols.to_vec(),
             ports: ports_from_text(ports).unwrap(),
             iptables: iptables.map(PathBuf::from),
@@ -218,7 +258,7 @@ mod tests {
     #[test]
     fn a_configuration_survives_being_written_as_arguments_and_read() {
         for (config, expected) in [
-            (config(&[Protocol::Tcp], "443", None), &["--protocols=tcp", "--ports=443"][..]),
+            (config(&[Protocol::Tcp], "443", None), &["--sets=lasting", "--protocols=tcp", "--ports=443"][..]),
             (
                 config(
                     &[Protocol::Tcp, Protocol::Udp],
@@ -226,6 +266,7 @@ mod tests {
                     Some("/usr/sbin/iptables-legacy"),
                 ),
                 &[
+                    "--sets=lasting",
                     "--protocols=tcp,udp",
                     "--ports=443,2000:2010,8443",
                     "--iptables=/usr/sbin/iptables-legacy",
@@ -241,13 +282,16 @@ mod tests {
 
     #[test]
     fn arguments_that_the_daemon_does_not_write_are_refused() {
-        let good = ["--protocols=tcp", "--ports=443"];
+        let good = ["--sets=lasting", "--protocols=tcp", "--ports=443"];
         check_refused(&[], "");
-        check_refused(&good[..1], "");
-        check_refused(&["--ports=443", "--protocols=tcp"], "--ports=443");
+        check_refused(&good[..2], "");
+        check_refused(&[good[0], good[2], good[1]], good[2]);
+        for sets in ["--sets=", "--sets=mine", "lasting", "--flush"] {
+            check_refused(&[sets, good[1], good[2]], sets);
+        }
         for protocols in ["--protocols=", "--protocols=icmp", "--protocols=tcp,", "tcp", "--flush"]
         {
-            check_refused(&[protocols, good[1]], protocols);
+            check_refused(&[good[0], protocols, good[2]], protocols);
         }
         for ports in [
             "--ports=",
@@ -260,19 +304,19 @@ mod tests {
             "--ports=65536",
             "--ports=443-444",
         ] {
-            check_refused(&[good[0], ports], ports);
+            check_refused(&[good[0], good[1], ports], ports);
         }
         for iptables in ["--iptables=", "--iptables=iptables", "--iptables=../sbin/iptables", "x"] {
-            check_refused(&[good[0], good[1], iptables], iptables);
+            check_refused(&[good[0], good[1], good[2], iptables], iptables);
         }
         let path = "--iptables=/usr/sbin/iptables";
-        check_refused(&[good[0], good[1], path, "--more"], "--more");
+        check_refused(&[good[0], good[1], good[2], path, "--more"], "--more");
     }
 
     #[test]
     fn an_argument_that_is_not_text_is_refused() {
         let bytes = OsString::from_vec(b"--protocols=tcp\xff".to_vec());
-        let refused = RuleKeeperConfig::from_arguments([bytes].into_iter());
+        let refused = RuleKeeperConfig::from_arguments(["--sets=lasting".into(), bytes].into_iter());
         assert!(matches!(refused, Err(RuleKeeperError::Argument { .. })));
     }
 
