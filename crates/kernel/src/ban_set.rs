@@ -34,9 +34,10 @@ pub enum SetState {
     Kept,
     /// It was there with other options or of another type, and was replaced.
     Replaced(Carried),
-    /// It is of another type or family and rules name it, so it was not touched: its bans have to
-    /// be held by sets of other names ([`SetNames::temporary`], [`BanSets::copy_from`]) and rules
-    /// for them while the rules that name it are removed.
+    /// It is of another type or family and rules name it, so it was not touched. To take its place
+    /// without a gap: install [`SetNames::temporary`](crate::ban_sets::SetNames::temporary), copy
+    /// its bans there, make rules for those sets, remove the rules that name this one, install
+    /// again, make our rules, remove the temporary ones, and uninstall the temporary sets.
     InUse {
         /// Its type, `hash:net` and so on.
         type_name: String,
@@ -166,7 +167,9 @@ pub(crate) fn install(
         Fit::OtherOptions => {
             let carried = fill_spare(sets, role, name, &spare, &header, default_timeout)?;
             sets.swap(name, &spare)?;
-            sets.destroy(&spare)?;
+            // Whoever lists the set just now keeps it from being destroyed: then the next install
+            // does it.
+            destroy(sets, &spare)?;
             SetState::Replaced(carried)
         }
         Fit::OtherKind if header.references > 0 => SetState::InUse {

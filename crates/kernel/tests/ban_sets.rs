@@ -7,12 +7,13 @@ use std::{
     collections::BTreeSet,
     io::ErrorKind,
     net::{IpAddr, UdpSocket},
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use namespace::{in_namespace, shell};
+use namespace::in_namespace;
 use refract_kernel::{
     Errno, Error,
     ban::{BanTarget, LONGEST_TIMEOUT, Unbannable},
@@ -23,6 +24,15 @@ use refract_kernel::{
 };
 
 const MINUTE: Duration = Duration::from_mins(1);
+
+/// Runs a shell command and gives what it prints; one that fails ends the test.
+#[track_caller]
+fn shell(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
 
 fn settings(flows: bool) -> Settings {
     Settings { names: SetNames::default(), flows, default_timeout: MINUTE }

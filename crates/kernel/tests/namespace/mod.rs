@@ -26,15 +26,6 @@ pub(crate) fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Runs a shell command and gives what it prints; one that fails ends the test.
-#[track_caller]
-pub(crate) fn shell(command: &str) -> String {
-    let output = Command::new("sh").args(["-c", command]).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// A child makes the namespace and lives until it is open here.
 fn make() -> File {
     let mut child = Command::new("unshare")
