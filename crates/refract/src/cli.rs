@@ -3,7 +3,7 @@
 //! It checks each value by itself and touches nothing. The given flags, their names, variables and
 //! defaults never change: operators have them in scripts.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
 
 use clap::{
     Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
@@ -196,6 +196,16 @@ pub struct Protocols {
     pub udp: bool,
 }
 
+impl fmt::Display for Protocols {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match (self.tcp, self.udp) {
+            (true, true) => "tcp,udp",
+            (false, true) => "udp",
+            _ => "tcp",
+        })
+    }
+}
+
 /// One value of `--allow`: any number of networks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Networks(pub Vec<Network>);
@@ -363,8 +373,11 @@ fn whole_number(text: &str, least: u32, most: u32) -> Result<u32, String> {
 }
 
 fn limit(text: &str) -> Result<u32, String> {
-    whole_number(text, 1, 1000)
+    whole_number(text, 1, MOST_PLACES)
 }
+
+/// As many as the roster takes ([`refract_core::policy::PLACES_LIMIT`]).
+const MOST_PLACES: u32 = 256;
 
 fn max_bans(text: &str) -> Result<u32, String> {
     whole_number(text, 0, 1_000_000)

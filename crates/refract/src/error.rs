@@ -5,7 +5,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::lock::LOCK_NAME;
+use crate::{lock::LOCK_NAME, rule_keeper::RuleKeeperError, tail::TailError};
 
 /// Everything that ends the daemon's start, or a command.
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +49,23 @@ pub enum Error {
         /// The rules that refer to it, as iptables prints them.
         users: String,
     },
-    /// The firewall rule could not be put in place at the start.
-    #[error("cannot put the firewall rule in place: {reason}")]
-    Rule {
-        /// What iptables or its keeper said.
-        reason: String,
+    /// The rule keeper failed at the start, when the rule must be there.
+    #[error(transparent)]
+    RuleKeeper(#[from] RuleKeeperError),
+    /// The settings make no policy.
+    #[error(transparent)]
+    Policy(#[from] refract_core::Error),
+    /// The access log cannot be followed at all.
+    #[error(transparent)]
+    Tail(#[from] TailError),
+    /// The kernel cannot reset connections.
+    #[error(
+        "this kernel cannot reset connections ({reason}), so a banned device would keep the \
+         connection it has: use a kernel with CONFIG_INET_DIAG_DESTROY and the tcp_diag module"
+    )]
+    NoReset {
+        /// What the trial showed.
+        reason: &'static str,
     },
     /// A file, a socket or a process.
     #[error("cannot {operation} {object}: {source}")]

@@ -1,0 +1,354 @@
+//! Sets and rule: put in place at the start, kept in place while the daemon runs, taken away on
+//! demand.
+//!
+//! Takes the settings, ruleset events, the keeper's answers and a tick a second; makes requests to
+//! the rule keeper and repairs of the sets. A missing rule is put back at once. One that was only
+//! pushed from the top is moved back at most twice a minute, so that two such tools do not fight.
+//! It bans nobody, except to put bans back into a set that vanished.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use refract_kernel::{
+    ban_set::SetState,
+    ban_sets::{BanSets, Installed, SetNames, Settings},
+    ruleset_events::RulesetEvents,
+    xtables::{Protocol, State, Variant, Xtables},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    cli::Flags,
+    enforce::Enforcer,
+    error::Error,
+    rule_keeper::{Answer, Command, Found, RuleKeeper, RuleKeeperConfig, RuleSets},
+};
+
+/// How long iptables may take at the start and at the end: it waits 5 s for another's lock.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Pause between two moves of a rule back to the top.
+const MOVE_PAUSE: Duration = Duration::from_secs(30);
+/// Where the kernel announces changes of the rules, they are still looked at this often.
+const SLOW_CHECK: Duration = Duration::from_secs(60);
+/// Pause before a keeper that died is started again, and before a failure is said again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// The rule's and the sets' upkeep.
+#[derive(Debug)]
+pub struct Firewall {
+    keeper: RuleKeeper,
+    ruleset: RulesetEvents,
+    /// Changes of the rules are announced (`NFNLGRP_NFTABLES`); legacy iptables announces nothing.
+    announced: bool,
+    checked: Instant,
+    moved: Option<Instant>,
+    died: Option<Instant>,
+    trouble: Option<String>,
+}
+
+/// The sets as an operator sees them, without their bans' defaults mattering.
+pub fn open_sets(flags: &Flags) -> Result<BanSets, Error> {
+    Ok(BanSets::open(settings(SetNames::default(), flags))?)
+}
+
+/// What the rule keeper is to keep under these flags.
+#[must_use]
+pub fn keeper_config(flags: &Flags) -> RuleKeeperConfig {
+    let protocols = [(flags.proto.tcp, Protocol::Tcp), (flags.proto.udp, Protocol::Udp)];
+    RuleKeeperConfig {
+        sets: RuleSets::Lasting,
+        protocols: protocols.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect(),
+        ports: flags.dport.ranges().to_vec(),
+        iptables: flags.iptables.clone(),
+    }
+}
+
+impl Firewall {
+    /// Makes the sets and the rule, and starts the keeper. Everything that can be refused is asked
+    /// before anything is made.
+    pub fn start(flags: &Flags) -> Result<(Self, BanSets), Error> {
+        let config = keeper_config(flags);
+        let xtables = Xtables::find(config.iptables.as_deref(), config.plan()?)?;
+        let before = xtables.check()?;
+        if let Err(absence) = before.v6 {
+            warn!("{absence}: IPv6 offenders are disconnected but not banned");
+        }
+        let mut sets = open_sets(flags)?;
+        let ruleset = RulesetEvents::subscribe()?;
+        let mut keeper = RuleKeeper::start(&config)?;
+
+        let installed = sets.install()?;
+        for set in &installed {
+            tell_set(set);
+        }
+        if installed.iter().any(|set| matches!(set.state, SetState::InUse { .. })) {
+            replace_used(&installed, &mut sets, &xtables, &mut keeper, flags)?;
+        }
+        let Found { report, variant } = keeper.ask_and_wait(Command::Install, PATIENCE)?;
+        let announced = variant == Some(Variant::NfTables);
+        info!(
+            iptables = %xtables.path().display(),
+            variant = %xtables.variant(),
+            found = %report.v4,
+            "the rule is at the top of INPUT"
+        );
+        let firewall = Self {
+            keeper,
+            ruleset,
+            announced,
+            checked: Instant::now(),
+            moved: None,
+            died: None,
+            trouble: None,
+        };
+        Ok((firewall, sets))
+    }
+
+    /// Becomes readable when somebody changes nftables rules.
+    #[must_use]
+    pub fn ruleset_fd(&self) -> BorrowedFd<'_> {
+        self.ruleset.as_fd()
+    }
+
+    /// Becomes readable when the keeper answered or died; another one after a restart.
+    #[must_use]
+    pub fn keeper_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.keeper.answer_fd()
+    }
+
+    /// The kernel announced a change: the rule is looked at.
+    pub fn ruleset_changed(&mut self) {
+        match self.ruleset.drain() {
+            Ok(false) => {}
+            Ok(true) => self.check(),
+            Err(error) => {
+                self.complain(error.to_string());
+                self.check();
+            }
+        }
+    }
+
+    /// Takes what the keeper has to say.
+    pub fn keeper_answered(&mut self) {
+        while let Some(answer) = self.keeper.answer() {
+            match answer {
+                Answer::Done { command: Command::Check, found } => self.judge(found),
+                Answer::Done { command: Command::Install, found } => {
+                    self.trouble = None;
+                    if !found.report.is_in_place() {
+                        warn!(
+                            found_v4 = %found.report.v4,
+                            "the rule was not in place; it is again at the top of INPUT"
+                        );
+                    }
+                }
+                Answer::Done { command: Command::Remove, .. } => {}
+                Answer::Failed { sentence, .. } => self.complain(sentence),
+                Answer::Died { reason } => {
+                    self.died = Some(Instant::now());
+                    self.complain(format!("the process that keeps the rule died ({reason})"));
+                }
+            }
+        }
+    }
+
+    /// The upkeep of every second; `true` when the keeper has another descriptor to watch.
+    pub fn tick(&mut self, enforcer: &mut Enforcer, now: Instant) -> bool {
+        self.repair_sets(enforcer, now);
+        let mut restarted = false;
+        if self.died.is_some_and(|died| now.saturating_duration_since(died) >= RESTART_PAUSE) {
+            match self.keeper.restart() {
+                Ok(()) => {
+                    self.died = None;
+                    restarted = true;
+                    self.keeper.request(Command::Install);
+                }
+                Err(error) => {
+                    self.died = Some(now);
+                    self.complain(error.to_string());
+                }
+            }
+        }
+        if !self.announced || now.saturating_duration_since(self.checked) >= SLOW_CHECK {
+            self.check();
+        }
+        restarted
+    }
+
+    /// Ends the keeper; the rule stays.
+    pub fn stop(self) {
+        // How it ended changes nothing: the rule is the kernel's.
+        let _ = self.keeper.stop(Duration::from_millis(200));
+    }
+
+    fn check(&mut self) {
+        self.checked = Instant::now();
+        self.keeper.request(Command::Check);
+    }
+
+    fn judge(&mut self, found: Found) {
+        let worst = [Some(found.report.v4), found.report.v6.ok()];
+        let is = |state: State| worst.contains(&Some(state));
+        if is(State::Missing) || is(State::Surplus) {
+            self.keeper.request(Command::Install);
+        } else if is(State::Displaced) {
+            let now = Instant::now();
+            let rested = self
+                .moved
+                .is_none_or(|moved| now.saturating_duration_since(moved) >= MOVE_PAUSE);
+            if rested {
+                self.moved = Some(now);
+                self.keeper.request(Command::Install);
+            } else {
+                // Looked at again when the pause is over, also where changes are announced.
+                self.checked = now.checked_sub(SLOW_CHECK - MOVE_PAUSE).unwrap_or(now);
+            }
+        }
+    }
+
+    fn repair_sets(&mut self, enforcer: &mut Enforcer, now: Instant) {
+        let Some(arms) = enforcer.arms() else { return };
+        match arms.sets.missing() {
+            Ok(missing) if missing.is_empty() => return,
+            Ok(missing) => warn!(sets = missing.join(","), "sets are gone or were replaced"),
+            Err(error) => return self.complain(error.to_string()),
+        }
+        match arms.sets.install() {
+            Ok(installed) => {
+                let in_use = installed.iter().find_map(|set| match &set.state {
+                    SetState::InUse { type_name, .. } => Some((&set.set, type_name)),
+                    _ => None,
+                });
+                if let Some((set, found)) = in_use {
+                    self.complain(format!(
+                        "the set {set} is now of type {found} and in use by a rule: nothing can be \
+                         banned in it until that rule is gone"
+                    ));
+                }
+            }
+            Err(error) => self.complain(error.to_string()),
+        }
+        let (restored, troubles) = enforcer.restore(now);
+        warn!(bans = restored, "made the sets again, with the bans that have time left");
+        for trouble in troubles {
+            self.complain(trouble);
+        }
+        // A set can only vanish when its rule is gone.
+        self.keeper.request(Command::Install);
+    }
+
+    /// Says a trouble once, until it is over or another takes its place.
+    fn complain(&mut self, sentence: String) {
+        if self.trouble.as_ref() != Some(&sentence) {
+            error!("{sentence}");
+            self.trouble = Some(sentence);
+        }
+    }
+}
+
+/// Removes refract's rules, of either iptables, then its sets. Says what was removed.
+pub fn uninstall(iptables: Option<PathBuf>) -> Result<Vec<String>, Error> {
+    let config = RuleKeeperConfig {
+        sets: RuleSets::Lasting,
+        protocols: vec![Protocol::Tcp],
+        ports: vec![443..=443],
+        iptables: None,
+    };
+    let temporary = RuleKeeperConfig { sets: RuleSets::Temporary, ..config.clone() };
+    let mut said = Vec::new();
+    // The rule may have been put there by another variant than the one that is the default now.
+    for program in [None, iptables].into_iter().chain(VARIANTS.map(|path| Some(path.into()))) {
+        if program.as_ref().is_some_and(|path| !path.exists()) {
+            continue;
+        }
+        for config in [&config, &temporary] {
+            let xtables = Xtables::find(program.as_deref(), config.plan()?)?;
+            let found = xtables.remove()?;
+            if [Some(found.v4), found.v6.ok()].iter().flatten().any(|s| *s != State::Missing) {
+                said.push(format!("removed the rule from {}", xtables.path().display()));
+            }
+        }
+    }
+    let settings = Settings {
+        names: SetNames::default(),
+        flows: true,
+        default_timeout: Duration::from_secs(60),
+    };
+    let sets = BanSets::open(settings)?.uninstall()?;
+    said.extend(sets.into_iter().map(|set| format!("destroyed the set {set}")));
+    if said.is_empty() {
+        said.push("there is nothing of refract's in this network namespace".to_owned());
+    }
+    Ok(said)
+}
+
+/// Where distributions put the two variants of iptables.
+const VARIANTS: [&str; 2] = ["/usr/sbin/iptables-nft", "/usr/sbin/iptables-legacy"];
+
+fn settings(names: SetNames, flags: &Flags) -> Settings {
+    Settings { names, flows: flags.proto.udp, default_timeout: flags.timeout }
+}
+
+/// Replaces sets of our names but another type that rules refer to. Where all of those rules are
+/// ours, other sets and rules stand in meanwhile, so that no ban is lifted; where one is foreign,
+/// the set is refused by name.
+fn replace_used(
+    installed: &[Installed],
+    sets: &mut BanSets,
+    xtables: &Xtables,
+    keeper: &mut RuleKeeper,
+    flags: &Flags,
+) -> Result<(), Error> {
+    let used = installed.iter().filter_map(|set| match &set.state {
+        SetState::InUse { type_name, references, .. } => Some((&set.set, type_name, *references)),
+        _ => None,
+    });
+    let mut replaced = Vec::new();
+    for (set, type_name, references) in used {
+        let ours = xtables.references(set)?;
+        if usize::try_from(references).unwrap_or(usize::MAX) > ours {
+            let users = xtables.foreign_rules(set);
+            return Err(Error::ForeignSet {
+                set: set.clone(),
+                found: type_name.clone(),
+                users: if users.is_empty() { "not iptables".to_owned() } else { users.join("; ") },
+            });
+        }
+        replaced.push((set.clone(), type_name.clone()));
+    }
+
+    let mut stand_in = BanSets::open(settings(SetNames::temporary(), flags))?;
+    stand_in.install()?;
+    for (set, _) in &replaced {
+        stand_in.copy_from(set)?;
+    }
+    let config = RuleKeeperConfig { sets: RuleSets::Temporary, ..keeper_config(flags) };
+    let mut stand_in_keeper = RuleKeeper::start(&config)?;
+    stand_in_keeper.ask_and_wait(Command::Install, PATIENCE)?;
+    keeper.ask_and_wait(Command::Remove, PATIENCE)?;
+    for set in sets.install()? {
+        tell_set(&set);
+    }
+    keeper.ask_and_wait(Command::Install, PATIENCE)?;
+    stand_in_keeper.ask_and_wait(Command::Remove, PATIENCE)?;
+    stand_in.uninstall()?;
+    for (set, found) in replaced {
+        warn!(set, found, "replaced a set of another type that only our rule used");
+    }
+    Ok(())
+}
+
+fn tell_set(set: &Installed) {
+    match &set.state {
+        SetState::Created | SetState::Kept | SetState::InUse { .. } => {}
+        SetState::Replaced(carried) => warn!(
+            set = set.set,
+            carried = carried.entries,
+            left_behind = carried.left_behind,
+            "replaced a set of our name with other options; its bans are in force"
+        ),
+    }
+}
