@@ -8,6 +8,7 @@
 //! connections are reset, and tracking picks a live one up again anyway.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
 };
@@ -68,43 +69,37 @@ impl Conntrack {
         })
     }
 
-    /// Deletes the UDP entries that a source in `sources` opened to one of `ports`, and says how
-    /// many. `ports` are those that the local sockets have, after any DNAT or REDIRECT.
+    /// Deletes the UDP entries that a source in `sources`, or exactly one of the clients in `flows`,
+    /// opened to one of `ports`, and hands the client of each to `deleted`. `ports` are those that
+    /// the local sockets have, after any DNAT or REDIRECT.
     ///
-    /// 0 where the kernel tracks nothing. It walks the whole table, about 2 µs for each entry in
-    /// it, and 5 µs more for each entry deleted.
+    /// Nothing where the kernel tracks nothing. It walks the whole table, about 2 µs for each entry
+    /// in it, and 5 µs more for each entry deleted.
     pub fn delete_udp(
         &mut self,
         sources: &Networks,
+        flows: &[SocketAddr],
         ports: &[RangeInclusive<u16>],
-    ) -> Result<usize, Error> {
-        self.delete(|entry| {
-            sources.contains(entry.source.ip())
-                && ports.iter().any(|range| range.contains(&entry.socket_port))
-        })
-    }
-
-    /// Deletes the UDP entries of the one flow from `peer` to the local socket's `port`, and says
-    /// how many: several only if it came to several addresses of this host.
-    pub fn delete_udp_flow(&mut self, peer: SocketAddr, port: u16) -> Result<usize, Error> {
-        let peer = (peer.ip().to_canonical(), peer.port()).into();
-        self.delete(|entry| entry.source == peer && entry.socket_port == port)
-    }
-
-    fn delete(&mut self, is_meant: impl Fn(&Entry<'_>) -> bool) -> Result<usize, Error> {
-        let mut deleted = 0;
+        mut deleted: impl FnMut(SocketAddr),
+    ) -> Result<(), Error> {
+        let flows: HashSet<SocketAddr> =
+            flows.iter().map(|flow| (flow.ip().to_canonical(), flow.port()).into()).collect();
         for _ in 0..WALKS {
-            if self.walk(&is_meant, &mut deleted)? == Dumped::Whole {
+            let is_meant = |entry: &Entry<'_>| {
+                (sources.contains(entry.source.ip()) || flows.contains(&entry.source))
+                    && ports.iter().any(|range| range.contains(&entry.socket_port))
+            };
+            if self.walk(is_meant, &mut deleted)? == Dumped::Whole {
                 break;
             }
         }
-        Ok(deleted)
+        Ok(())
     }
 
     fn walk(
         &mut self,
         is_meant: impl Fn(&Entry<'_>) -> bool,
-        deleted: &mut usize,
+        deleted: &mut impl FnMut(SocketAddr),
     ) -> Result<Dumped, Error> {
         let Self { dumps, deletes, request } = self;
         write_dump(request, dumps.next_sequence());
@@ -116,7 +111,7 @@ impl Conntrack {
                 write_delete(&mut deletion, deletes.next_sequence(), &entry);
                 outcome = match deletes.acknowledged(&deletion) {
                     Ok(Ok(())) => {
-                        *deleted += 1;
+                        deleted(entry.source);
                         Ok(())
                     }
                     Ok(Err(Errno::NOENT)) => Ok(()),

@@ -97,7 +97,7 @@ fn only_the_entries_of_the_sources_on_the_ports_are_deleted() {
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
 
     let sources = networks(&["10.9.0.2/32", "2001:db8:9::2/128"]);
-    assert_eq!(conntrack.delete_udp(&sources, &PORTS).unwrap(), 3);
+    assert_eq!(deleted(&mut conntrack, &sources, &[], &PORTS), 3);
     let others = expect(&[
         ("10.9.0.2", 1003, 53),
         ("10.9.0.3", 1001, 443),
@@ -105,13 +105,13 @@ fn only_the_entries_of_the_sources_on_the_ports_are_deleted() {
         ("2001:db8:9::3", 1001, 443),
     ]);
     assert_eq!(tracked.entries(), others);
-    assert_eq!(conntrack.delete_udp(&sources, &PORTS).unwrap(), 0);
-    assert_eq!(conntrack.delete_udp(&Networks::default(), &PORTS).unwrap(), 0);
-    assert_eq!(conntrack.delete_udp(&sources, &[]).unwrap(), 0);
+    assert_eq!(deleted(&mut conntrack, &sources, &[], &PORTS), 0);
+    assert_eq!(deleted(&mut conntrack, &Networks::default(), &[], &PORTS), 0);
+    assert_eq!(deleted(&mut conntrack, &sources, &[], &[]), 0);
     assert_eq!(tracked.entries(), others);
 
     let prefix = networks(&["2001:db8:9::/64"]);
-    assert_eq!(conntrack.delete_udp(&prefix, &PORTS).unwrap(), 1);
+    assert_eq!(deleted(&mut conntrack, &prefix, &[], &PORTS), 1);
     assert_eq!(tracked.entries().len(), 3);
 }
 
@@ -127,8 +127,8 @@ fn one_flow_goes_and_its_neighbour_stays() {
     }
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
     for peer in ["[::ffff:10.9.0.2]:1001", "[2001:db8:9::2]:1002"] {
-        assert_eq!(conntrack.delete_udp_flow(peer.parse().unwrap(), 53).unwrap(), 0);
-        assert_eq!(conntrack.delete_udp_flow(peer.parse().unwrap(), 443).unwrap(), 1);
+        assert_eq!(deleted(&mut conntrack, &Networks::default(), &[peer.parse().unwrap()], &[53..=53]), 0);
+        assert_eq!(deleted(&mut conntrack, &Networks::default(), &[peer.parse().unwrap()], &[443..=443]), 1);
     }
     let rest = expect(&[("10.9.0.2", 1002, 443), ("2001:db8:9::2", 1001, 443)]);
     assert_eq!(tracked.entries(), rest);
@@ -152,7 +152,7 @@ fn the_port_is_the_one_that_the_socket_has_after_a_redirect() {
     tracked.send("[2001:db8:9::2]:1002", "[2001:db8:9::1]:443", &dns);
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
     let everybody = networks(&["0.0.0.0/0", "::/0"]);
-    assert_eq!(conntrack.delete_udp(&everybody, &PORTS).unwrap(), 2);
+    assert_eq!(deleted(&mut conntrack, &everybody, &[], &PORTS), 2);
     let rest = expect(&[("10.9.0.2", 1002, 443), ("2001:db8:9::2", 1002, 443)]);
     assert_eq!(tracked.entries(), rest);
 }
@@ -166,7 +166,7 @@ fn an_entry_in_a_zone_of_its_own_is_deleted_too() {
     tracked.send("10.9.0.3:1001", "10.9.0.1:443", &https);
     assert!(tracked.here.run("conntrack -L -p udp").contains("zone=7"));
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
-    assert_eq!(conntrack.delete_udp(&networks(&["10.9.0.2/32"]), &PORTS).unwrap(), 1);
+    assert_eq!(deleted(&mut conntrack, &networks(&["10.9.0.2/32"]), &[], &PORTS), 1);
     assert_eq!(tracked.entries(), expect(&[("10.9.0.3", 1001, 443)]));
 }
 
@@ -177,7 +177,7 @@ fn tcp_entries_stay() {
     let _client = tracked.there.inside(|| std::net::TcpStream::connect("10.9.0.1:443").unwrap());
     let _server = listener.accept().unwrap();
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
-    assert_eq!(conntrack.delete_udp(&networks(&["10.9.0.2/32"]), &PORTS).unwrap(), 0);
+    assert_eq!(deleted(&mut conntrack, &networks(&["10.9.0.2/32"]), &[], &PORTS), 0);
     assert_eq!(tracked.entries().len(), 1);
 }
 
@@ -185,5 +185,17 @@ fn tcp_entries_stay() {
 fn where_nothing_is_tracked_there_is_nothing_to_delete() {
     let namespace = Namespace::new();
     let mut conntrack = namespace.inside(|| Conntrack::open().unwrap());
-    assert_eq!(conntrack.delete_udp(&networks(&["10.9.0.2/32"]), &PORTS).unwrap(), 0);
+    assert_eq!(deleted(&mut conntrack, &networks(&["10.9.0.2/32"]), &[], &PORTS), 0);
+}
+
+/// How many entries a deletion took.
+fn deleted(
+    conntrack: &mut Conntrack,
+    sources: &Networks,
+    flows: &[SocketAddr],
+    ports: &[RangeInclusive<u16>],
+) -> usize {
+    let mut clients = Vec::new();
+    conntrack.delete_udp(sources, flows, ports, |client| clients.push(client)).unwrap();
+    clients.len()
 }

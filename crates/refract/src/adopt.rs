@@ -35,7 +35,7 @@ pub fn unexplained(bans: &[Ban], block_log: &Path) -> Vec<Record> {
         .filter(|(_, network)| {
             !recorded.contains(network) && !recorded.iter().any(|known| known.overlaps(*network))
         })
-        .map(|(ban, network)| adopted(network, ban.remaining))
+        .map(|(ban, network)| adopted(network, ban.remaining.unwrap_or_default()))
         .collect()
 }
 
@@ -57,7 +57,7 @@ fn adopted(network: Network, remaining: Duration) -> Record {
     Record {
         time: jiff::Timestamp::now(),
         action: Action::Adopted,
-        reason: "found-at-start",
+        reason: "found_at_start",
         user: Vec::new(),
         source: network.to_string(),
         peers: Vec::new(),
@@ -69,7 +69,7 @@ fn adopted(network: Network, remaining: Duration) -> Record {
         flows: 0,
         latency: Duration::ZERO,
         settled: Duration::ZERO,
-        evidence: "kernel-set",
+        evidence: "kernel_set",
         outcome: Outcome::Done,
     }
 }
@@ -78,7 +78,7 @@ fn adopted(network: Network, remaining: Duration) -> Record {
 mod tests {
     use std::net::IpAddr;
 
-    use refract_kernel::ban_sets::BanTarget;
+    use refract_kernel::ban::BanTarget;
 
     use super::*;
     use crate::audit::{BlockFormat, line};
@@ -88,7 +88,7 @@ mod tests {
         let prefix = if address.is_ipv4() { 32 } else { 64 };
         Ban {
             target: BanTarget::Network { address, prefix },
-            remaining: Duration::from_secs(30),
+            remaining: Some(Duration::from_secs(30)),
         }
     }
 

@@ -36,15 +36,20 @@ pub enum Action {
     Ban,
     /// Only his own named connections were reset.
     Kill,
+    /// Only the UDP flow that the log named was shut out.
+    Flow,
     /// A ban found in the kernel at the start that no record explains.
     Adopted,
 }
 
 impl Action {
-    fn name(self) -> &'static str {
+    /// As records have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Ban => "ban",
             Self::Kill => "kill",
+            Self::Flow => "flow",
             Self::Adopted => "adopted",
         }
     }
@@ -79,7 +84,7 @@ pub struct Record {
     /// Who held the places.
     pub incumbents: Vec<String>,
     /// How many places the user has.
-    pub places: u32,
+    pub places: usize,
     /// The inbound's tag, if the log names one; attackers' bytes.
     pub inbound: Option<Vec<u8>>,
     /// How long the ban lasts.
@@ -104,6 +109,8 @@ pub struct BlockLog {
     path: PathBuf,
     format: BlockFormat,
     file: Option<File>,
+    /// The last record was written in part: the next one begins on a line of its own.
+    torn: bool,
     /// The trouble last reported, so that it is said once and not with every record.
     trouble: Option<String>,
 }
@@ -119,8 +126,9 @@ pub enum News {
 
 impl BlockLog {
     /// Opens `path` for appending, creating it with mode 0640. Never fails: trouble is news.
+    #[must_use]
     pub fn open(path: &Path, format: BlockFormat) -> (Self, Option<News>) {
-        let mut log = Self { path: path.to_owned(), format, file: None, trouble: None };
+        let mut log = Self { path: path.to_owned(), format, file: None, torn: false, trouble: None };
         let news = log.reopen();
         (log, news)
     }
@@ -148,10 +156,17 @@ impl BlockLog {
             return Some(news);
         }
         let file = self.file.as_mut()?;
-        let line = line(record, self.format);
+        let mut line = line(record, self.format);
+        if self.torn {
+            line.insert(0, '\n');
+        }
         match file.write(line.as_bytes()) {
-            Ok(written) if written == line.len() => self.trouble.take().map(|_| News::Recovered),
-            Ok(_) => {
+            Ok(written) if written == line.len() => {
+                self.torn = false;
+                self.trouble.take().map(|_| News::Recovered)
+            }
+            Ok(written) => {
+                self.torn |= written > 0;
                 let short = io::Error::new(io::ErrorKind::StorageFull, "only part of a record fit");
                 self.report("write to", &short)
             }
@@ -174,7 +189,9 @@ impl BlockLog {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    // A FIFO that nobody reads is refused instead of waited for; a file does not notice.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(nonblocking).open(path)
 }
 
 /// The record as one line with its newline.
@@ -209,10 +226,10 @@ fn text(record: &Record) -> String {
         Outcome::DryRun => "dry-run".to_owned(),
         Outcome::Failed(sentence) => format!("failed error={}", quoted(sentence.as_bytes())),
     };
-    let _ = write!(
+    let _ = writeln!(
         line,
         " inbound={inbound} places={} timeout={}s killed={} flows={} latency={}us settled={}us \
-         evidence={} reason={} outcome={outcome}\n",
+         evidence={} reason={} outcome={outcome}",
         record.places,
         seconds(record.timeout),
         record.killed,
@@ -274,7 +291,7 @@ struct Wire<'a> {
     peers: &'a [SocketAddr],
     incumbents: &'a [String],
     inbound: Option<String>,
-    places: u32,
+    places: usize,
     timeout_s: u64,
     killed: u32,
     flows: u32,
@@ -297,7 +314,7 @@ mod tests {
         Record {
             time: "2026-11-23T21:44:06.123456Z".parse().unwrap(),
             action: Action::Ban,
-            reason: "places-held",
+            reason: "places_held",
             user: b"alice@example.com".to_vec(),
             source: "198.51.100.12".to_owned(),
             peers: vec!["198.51.100.12:40833".parse().unwrap()],
@@ -321,7 +338,7 @@ mod tests {
             "2026-11-23T21:44:06.123456Z ban user=\"alice@example.com\" source=198.51.100.12 \
              peer=198.51.100.12:40833 incumbents=198.51.100.11 inbound=\"vless-tcp\" places=1 \
              timeout=60s killed=2 flows=0 latency=42us settled=1234us evidence=log \
-             reason=places-held outcome=ok\n"
+             reason=places_held outcome=ok\n"
         );
     }
 

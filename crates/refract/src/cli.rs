@@ -13,30 +13,16 @@ use refract_core::{Keep, Network};
 
 use crate::{audit::BlockFormat, ports::Ports, telemetry::LogFormat};
 
-/// Cuts shared Xray accounts off.
-///
-/// Follows Xray's access log. When one user (`email`) is live from more source addresses than
-/// allowed, the surplus address is banned in a kernel set for a while, its connections are reset,
-/// and the reason is written to the block log. Without a command the daemon runs in the foreground
-/// until SIGTERM or Ctrl-C; bans and the firewall rule then stay in the kernel.
+/// The whole command line.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "refract",
     version,
-    about,
-    long_about,
+    about = ABOUT,
+    long_about = None,
     args_override_self = true,
     args_conflicts_with_subcommands = true,
-    after_help = "\
-EXAMPLES
-  refract --dport=443                      watch /var/log/xray/access.log, one place per user
-  refract --dport=443,8443 --limit=2       two ports, two places per user
-  refract --dry-run --access.log=- < log   decide and record, touch nothing
-  refract list                             bans in force and the time they have left
-  refract unban 198.51.100.7               lift one
-
-Each flag can also be given by the variable named with it; a flag beats its variable.
-Durations are written 500ms, 5s, 1m, 1h30m."
+    after_help = EXAMPLES,
 )]
 pub struct Cli {
     /// What to do instead of running the daemon.
@@ -46,6 +32,24 @@ pub struct Cli {
     #[command(flatten)]
     pub flags: Flags,
 }
+
+const ABOUT: &str = "\
+Cuts shared Xray accounts off.
+
+Follows Xray's access log. When one user (email) is live from more source addresses than allowed,
+the surplus address is banned in a kernel set for a while, its connections are reset, and the reason
+is written to the block log. Without a command the daemon runs in the foreground until SIGTERM or
+Ctrl-C; bans and the firewall rule then stay in the kernel.";
+
+const EXAMPLES: &str = "\
+Examples:
+  refract --dport=443                      watch /var/log/xray/access.log, one place per user
+  refract --dport=443,8443 --limit=2       two ports, two places per user
+  refract --dry-run --access.log=- < log   decide and record, touch nothing
+  refract list                             bans in force and the time they have left
+  refract unban 198.51.100.7               lift one
+
+A flag beats its variable, which beats the default. Durations are written 500ms, 5s, 1m, 1h30m.";
 
 /// The commands; each works without a running daemon.
 #[derive(Clone, Debug, Subcommand)]
@@ -70,7 +74,7 @@ pub enum Command {
         /// The block log to answer from
         #[arg(
             long = "block.log",
-            env = "REFRACT_BLOCK_LOG",
+            env = "REFRACT_BLOCK_LOG", hide_env_values = true,
             default_value = "/var/log/xray/block.log"
         )]
         block_log: PathBuf,
@@ -84,7 +88,7 @@ pub enum Command {
     /// Remove refract's rules and sets, and nothing else (refused while a daemon runs)
     Uninstall {
         /// The iptables binary the daemon was started with
-        #[arg(long, env = "REFRACT_IPTABLES", value_name = "PATH", value_parser = binary)]
+        #[arg(long, env = "REFRACT_IPTABLES", hide_env_values = true, value_name = "PATH", value_parser = binary)]
         iptables: Option<PathBuf>,
     },
 }
@@ -93,96 +97,99 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct Flags {
     /// Transport to enforce on: tcp, udp, or tcp,udp
-    #[arg(long, env = "REFRACT_PROTO", default_value = "tcp", value_parser = protocols,
+    #[arg(long, env = "REFRACT_PROTO", hide_env_values = true, default_value = "tcp", value_name = "PROTO", value_parser = protocols,
           allow_hyphen_values = true)]
     pub proto: Protocols,
 
     /// Local ports of the protected connections, lists and ranges: 443,8443,2000-2010
-    #[arg(long, env = "REFRACT_DPORT", default_value = "443", value_name = "PORTS",
+    #[arg(long, env = "REFRACT_DPORT", hide_env_values = true, default_value = "443", value_name = "PORTS",
           value_parser = ports, allow_hyphen_values = true)]
     pub dport: Ports,
 
     /// How long an address counts as live after its last line in the log
-    #[arg(long, env = "REFRACT_WINDOW", default_value = "5s", value_name = "DURATION",
+    #[arg(long, env = "REFRACT_WINDOW", hide_env_values = true, default_value = "5s", value_name = "DURATION",
           value_parser = window, allow_hyphen_values = true)]
     pub window: Duration,
 
     /// How long a ban lasts in the kernel (whole seconds, rounded up)
-    #[arg(long, env = "REFRACT_TIMEOUT", default_value = "1m", value_name = "DURATION",
+    #[arg(long, env = "REFRACT_TIMEOUT", hide_env_values = true, default_value = "1m", value_name = "DURATION",
           value_parser = duration, allow_hyphen_values = true)]
     pub timeout: Duration,
 
     /// Xray's access log; a FIFO works too, and - is standard input
-    #[arg(long = "access.log", env = "REFRACT_ACCESS_LOG", value_name = "FILE",
+    #[arg(long = "access.log", env = "REFRACT_ACCESS_LOG", hide_env_values = true, value_name = "FILE",
           default_value = "/var/log/xray/access.log", value_parser = path,
           allow_hyphen_values = true)]
     pub access_log: PathBuf,
 
     /// Audit trail: one record for every enforcement
-    #[arg(long = "block.log", env = "REFRACT_BLOCK_LOG", value_name = "FILE",
+    #[arg(long = "block.log", env = "REFRACT_BLOCK_LOG", hide_env_values = true, value_name = "FILE",
           default_value = "/var/log/xray/block.log", value_parser = path,
           allow_hyphen_values = true)]
     pub block_log: PathBuf,
 
-    /// How records in the block log are written
-    #[arg(long = "block.format", env = "REFRACT_BLOCK_FORMAT", default_value = "text",
-          value_enum, allow_hyphen_values = true)]
+    /// How records in the block log are written: text or json
+    #[arg(long = "block.format", env = "REFRACT_BLOCK_FORMAT", hide_env_values = true, default_value = "text",
+          value_enum, hide_possible_values = true, value_name = "FORMAT", allow_hyphen_values = true)]
     pub block_format: BlockFormat,
 
-    /// How lines on stderr are written
-    #[arg(long = "log.format", env = "REFRACT_LOG_FORMAT", default_value = "text", value_enum,
+    /// How lines on stderr are written: text or json
+    #[arg(long = "log.format", env = "REFRACT_LOG_FORMAT", hide_env_values = true, default_value = "text", value_enum,
+          hide_possible_values = true, value_name = "FORMAT",
           allow_hyphen_values = true)]
     pub log_format: LogFormat,
 
     /// Places per user: how many sources one user may be live from at once
-    #[arg(long, env = "REFRACT_LIMIT", default_value = "1", value_name = "PLACES",
+    #[arg(long, env = "REFRACT_LIMIT", hide_env_values = true, default_value = "1", value_name = "PLACES",
           value_parser = limit, allow_hyphen_values = true)]
     pub limit: u32,
 
-    /// Who stays when there are too many: the first to come, or the last
-    #[arg(long, env = "REFRACT_KEEP", default_value = "first", value_enum,
+    /// Who stays when there are too many: the first to come, or the last (first or last)
+    #[arg(long, env = "REFRACT_KEEP", hide_env_values = true, default_value = "first", value_enum,
+          hide_possible_values = true, value_name = "WHO",
           allow_hyphen_values = true)]
     pub keep: KeepFlag,
 
     /// Networks that are never banned and never counted: 10.0.0.0/8 or an address (repeatable)
-    #[arg(long, env = "REFRACT_ALLOW", value_name = "NETWORKS", value_parser = networks,
+    #[arg(long, env = "REFRACT_ALLOW", hide_env_values = true, value_name = "NETWORKS", value_parser = networks,
           allow_hyphen_values = true)]
     pub allow: Vec<Networks>,
 
     /// Length of the IPv4 prefix that counts as one source
-    #[arg(long = "ipv4-prefix", env = "REFRACT_IPV4_PREFIX", default_value = "32",
+    #[arg(long = "ipv4-prefix", env = "REFRACT_IPV4_PREFIX", hide_env_values = true, default_value = "32",
           value_name = "BITS", value_parser = ipv4_prefix, allow_hyphen_values = true)]
     pub ipv4_prefix: u8,
 
     /// Length of the IPv6 prefix that counts as one source, and that a ban covers
-    #[arg(long = "ipv6-prefix", env = "REFRACT_IPV6_PREFIX", default_value = "64",
+    #[arg(long = "ipv6-prefix", env = "REFRACT_IPV6_PREFIX", hide_env_values = true, default_value = "64",
           value_name = "BITS", value_parser = ipv6_prefix, allow_hyphen_values = true)]
     pub ipv6_prefix: u8,
 
-    /// What a verdict rests on: the log's word, or (auto) the best evidence there is
-    #[arg(long, env = "REFRACT_EVIDENCE", default_value = "auto", value_enum,
+    /// What a verdict rests on: log, its word alone, or auto, the best evidence there is
+    #[arg(long, env = "REFRACT_EVIDENCE", hide_env_values = true, default_value = "auto", value_enum,
+          hide_possible_values = true, value_name = "GRADE",
           allow_hyphen_values = true)]
     pub evidence: EvidenceFlag,
 
     /// Most users banned in a minute, more are only disconnected; 0 is no bound
-    #[arg(long = "max-bans", env = "REFRACT_MAX_BANS", default_value = "600",
+    #[arg(long = "max-bans", env = "REFRACT_MAX_BANS", hide_env_values = true, default_value = "600",
           value_name = "USERS", value_parser = max_bans, allow_hyphen_values = true)]
     pub max_bans: u32,
 
     /// Ban the address of an offender that the log names with udp:, not only that flow
-    #[arg(long = "udp-ban", env = "REFRACT_UDP_BAN", value_parser = switch,
+    #[arg(long = "udp-ban", env = "REFRACT_UDP_BAN", hide_env_values = true, value_parser = switch,
           num_args = 0..=1, default_value = "false", default_missing_value = "true",
           require_equals = true, value_name = "BOOL")]
     pub udp_ban: bool,
 
     /// Decide and record, but touch neither the kernel nor the firewall
-    #[arg(long = "dry-run", env = "REFRACT_DRY_RUN", value_parser = switch,
+    #[arg(long = "dry-run", env = "REFRACT_DRY_RUN", hide_env_values = true, value_parser = switch,
           num_args = 0..=1, default_value = "false", default_missing_value = "true",
           require_equals = true, value_name = "BOOL")]
     pub dry_run: bool,
 
     /// The iptables binary, by absolute path (its ip6tables twin lies beside it)
-    #[arg(long, env = "REFRACT_IPTABLES", value_name = "PATH", value_parser = binary,
+    #[arg(long, env = "REFRACT_IPTABLES", hide_env_values = true, value_name = "PATH", value_parser = binary,
           allow_hyphen_values = true)]
     pub iptables: Option<PathBuf>,
 }
@@ -349,7 +356,7 @@ fn window(text: &str) -> Result<Duration, String> {
 }
 
 /// A user silent for this long is forgotten, so no window can be longer.
-const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST_WINDOW: Duration = Duration::from_hours(24);
 
 fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("it takes the path of a file".to_owned()) } else { Ok(text.into()) }

@@ -5,15 +5,18 @@
 //! the log was escaped when it was written; what it prints from the kernel are addresses.
 
 use std::{
+    fmt::Write as _,
     fs::File,
     io::{self, BufRead, BufReader, Write},
-    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use refract_core::Network;
-use refract_kernel::ban_sets::{Ban, BanSets, BanTarget};
+use refract_kernel::{
+    ban::BanTarget,
+    ban_sets::{Ban, BanSets, SetNames, Settings},
+};
 
 use crate::{error::Error, lock::NamespaceLock, privilege};
 
@@ -21,13 +24,16 @@ use crate::{error::Error, lock::NamespaceLock, privilege};
 pub fn list(out: &mut impl Write) -> Result<(), Error> {
     privilege::require_net_admin()?;
     let mut bans = open_sets()?.list()?;
-    bans.sort_by_key(|ban| ban.remaining);
+    // One that lasts for ever is an operator's own, and comes last.
+    bans.sort_by_key(|ban| ban.remaining.unwrap_or(Duration::MAX));
     let mut text = String::new();
     if bans.is_empty() {
         text.push_str("no bans\n");
     }
     for ban in &bans {
-        text.push_str(&format!("{:<45} {}\n", shown(&ban.target), left(ban.remaining)));
+        let time = ban.remaining.map_or_else(|| "for ever".to_owned(), left);
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{:<45} {time}", ban.target.to_string());
     }
     print(out, &text)
 }
@@ -36,30 +42,30 @@ pub fn list(out: &mut impl Write) -> Result<(), Error> {
 pub fn unban(sources: &[String], all: bool, out: &mut impl Write) -> Result<(), Error> {
     privilege::require_net_admin()?;
     let mut sets = open_sets()?;
-    let bans = sets.list()?;
     let wanted: Vec<Network> = sources
         .iter()
         .map(|text| text.parse().map_err(|_| Error::NotASource { text: text.clone() }))
         .collect::<Result<_, _>>()?;
 
-    let mut unmatched: Vec<bool> = vec![true; wanted.len()];
-    for Ban { target, .. } in bans {
-        let network = network_of(&target);
+    let mut lifted = vec![false; wanted.len()];
+    for Ban { target, .. } in sets.list()? {
         let mut named = all;
-        for (source, missed) in wanted.iter().zip(&mut unmatched) {
-            if source.overlaps(network) {
+        for (network, lifted) in wanted.iter().zip(&mut lifted) {
+            let source =
+                BanTarget::Network { address: network.address(), prefix: network.prefix() };
+            if source.lifts(target) {
                 named = true;
-                *missed = false;
+                *lifted = true;
             }
         }
-        if named && sets.unban(&target)? {
-            print(out, &format!("lifted {}\n", shown(&target)))?;
+        if named && sets.unban(target)? {
+            print(out, &format!("lifted {target}\n"))?;
         }
     }
     let missed: Vec<&str> = sources
         .iter()
-        .zip(&unmatched)
-        .filter(|(_, missed)| **missed)
+        .zip(&lifted)
+        .filter(|(_, lifted)| !**lifted)
         .map(|(text, _)| text.as_str())
         .collect();
     if missed.is_empty() { Ok(()) } else { Err(Error::NotBanned { sources: missed.join(", ") }) }
@@ -120,23 +126,18 @@ fn end_of_quoted(text: &str) -> Option<usize> {
     None
 }
 
-fn open_sets() -> Result<BanSets, Error> {
-    Ok(BanSets::open(crate::firewall::SET_NAMES, true)?)
+/// Our sets, to look into and to take from; nothing is made.
+pub(crate) fn open_sets() -> Result<BanSets, Error> {
+    let names = SetNames::default();
+    let default_timeout = Duration::from_mins(1);
+    Ok(BanSets::open(Settings { names, flows: true, default_timeout })?)
 }
 
 /// The network that a ban covers; for a flow, its address.
 pub(crate) fn network_of(target: &BanTarget) -> Network {
     match target {
-        BanTarget::Network { address, prefix } => Network::masked(*address, *prefix),
-        BanTarget::Flow { address, .. } => Network::host(*address),
-    }
-}
-
-fn shown(target: &BanTarget) -> String {
-    match target {
-        BanTarget::Network { .. } => network_of(target).to_string(),
-        BanTarget::Flow { address: IpAddr::V4(address), port } => format!("udp:{address}:{port}"),
-        BanTarget::Flow { address: IpAddr::V6(address), port } => format!("udp:[{address}]:{port}"),
+        BanTarget::Network { address, prefix } => Network::covering(*address, *prefix),
+        BanTarget::Flow { address, .. } => Network::single(*address),
     }
 }
 

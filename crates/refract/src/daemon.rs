@@ -10,12 +10,14 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
     },
-    path::Path,
     time::{Duration, Instant},
 };
 
-use refract_core::{Exemptions, Moment, Network, Policy, Roster};
-use refract_kernel::host::{HostEvents, HostNetworks};
+use refract_core::{Exemptions, Moment, Network, Policy, Roster, Terms as PolicyTerms};
+use refract_kernel::{
+    ban::LONGEST_TIMEOUT,
+    host::{HostEvents, HostNetworks},
+};
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
@@ -51,7 +53,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// Bans tested a second for having been lifted by hand.
 const LIFT_TESTS: usize = 256;
 /// Silence at the start after which the operator is asked whether the path is right.
-const SILENCE: Duration = Duration::from_secs(600);
+const SILENCE: Duration = Duration::from_mins(10);
 
 /// What the loop waits for; the number is the epoll token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +70,9 @@ enum Source {
 /// Runs the daemon until it is told to stop.
 pub fn run(flags: &Flags) -> Result<(), Error> {
     let mut daemon = Daemon::start(flags)?;
-    daemon.serve()?;
+    let served = daemon.serve();
     daemon.stop();
-    Ok(())
+    served
 }
 
 struct Daemon {
@@ -108,12 +110,21 @@ impl Daemon {
         let mut exemptions = Exemptions::new(allow);
         settle_host(&mut exemptions, &networks);
 
-        let policy = Policy::new(flags).map_err(|error| Error::Policy { reason: error.to_string() })?;
+        let policy = Policy::new(PolicyTerms {
+            window: flags.window,
+            places: usize::try_from(flags.limit).unwrap_or(usize::MAX),
+            keep: flags.keep.into(),
+            ipv4_prefix: flags.ipv4_prefix,
+            ipv6_prefix: flags.ipv6_prefix,
+            timeout: flags.timeout,
+            udp_ban: flags.udp_ban,
+            ..PolicyTerms::default()
+        })?;
         let terms = Terms {
             protocols: flags.proto,
             ports: flags.dport.clone(),
             timeout: flags.timeout,
-            udp_ban: flags.udp_ban,
+            ipv6_prefix: flags.ipv6_prefix,
             max_bans: flags.max_bans,
         };
 
@@ -178,7 +189,9 @@ impl Daemon {
         }
         if let Some(firewall) = &self.firewall {
             add(firewall.ruleset_fd(), Source::Ruleset)?;
-            add(firewall.keeper_fd(), Source::Keeper)?;
+            if let Some(fd) = firewall.keeper_fd() {
+                add(fd, Source::Keeper)?;
+            }
         }
         add(self.stop.as_fd(), Source::Stop)?;
         add(self.reload.as_fd(), Source::Reload)
@@ -197,7 +210,9 @@ impl Daemon {
                     info!(bans = bans.len(), "took over the bans that are in force");
                 }
                 for ban in bans {
-                    self.enforcer.ledger.banned(ban.target, now + ban.remaining);
+                    if let Some(remaining) = ban.remaining {
+                        self.enforcer.ledger.banned(ban.target, now + remaining);
+                    }
                 }
             }
             Err(error) => warn!("{error}"),
@@ -358,7 +373,13 @@ impl Daemon {
             );
         }
         if let Some(firewall) = &mut self.firewall {
-            firewall.tick(&mut self.enforcer, now);
+            let restarted = firewall.tick(&mut self.enforcer, now);
+            if restarted && let Some(fd) = firewall.keeper_fd() {
+                let token = epoll::EventData::new_u64(Source::Keeper as u64);
+                if let Err(errno) = epoll::add(&self.epoll, fd, token, epoll::EventFlags::IN) {
+                    warn!("cannot watch the rule keeper: {errno}");
+                }
+            }
         }
         self.forget_lifted(now);
         check_tail
@@ -371,12 +392,12 @@ impl Daemon {
             return;
         }
         let Some(arms) = self.enforcer.arms() else { return };
-        match arms.sets.members(&targets) {
+        match arms.sets.banned(&targets) {
             Ok(present) => {
                 for (target, present) in targets.iter().zip(present) {
                     if !present {
                         self.enforcer.ledger.lifted(target);
-                        info!(?target, "a ban was lifted by hand; it stays lifted");
+                        info!(%target, "a ban was lifted by hand; it stays lifted");
                     }
                 }
             }
@@ -442,9 +463,10 @@ impl Daemon {
             not_taken = %counters.reasons(),
             "what became of the log"
         );
-        if self.firewall.is_some() {
+        if let Some(firewall) = self.firewall.take() {
+            firewall.stop();
             info!(
-                bans = self.enforcer.ledger.len(),
+                bans = self.enforcer.ledger.count(),
                 "stopped; the rule and the bans stay in the kernel and run out by themselves \
                  (refract uninstall removes them)"
             );
@@ -454,16 +476,13 @@ impl Daemon {
     }
 }
 
-/// The longest timeout that a set holds, `IPSET_MAX_TIMEOUT` (`linux/netfilter/ipset/ip_set_timeout.h`).
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(2_147_483);
-
 /// Takes over what this host's own addresses and gateways are now.
 pub(crate) fn settle_host(exemptions: &mut Exemptions, networks: &HostNetworks) {
     let own = networks
         .addresses
         .iter()
-        .map(|address| Network::host(*address))
-        .chain(networks.networks.iter().map(|(address, prefix)| Network::masked(*address, *prefix)))
+        .map(|address| Network::single(*address))
+        .chain(networks.networks.iter().map(|(address, prefix)| Network::covering(*address, *prefix)))
         .collect();
     exemptions.set_host(own, networks.gateways.clone());
 }

@@ -8,15 +8,19 @@ use std::{fs::File, io::Write, path::Path};
 
 use refract_core::Exemptions;
 use refract_kernel::{
-    ban_sets::BanSets,
     host::HostEvents,
     sock_diag::{DestroySupport, SockDiag},
     xtables::Xtables,
 };
 
 use crate::{
-    cli::Flags, commands::print, daemon::settle_host, error::Error, firewall, health,
-    lock::NamespaceLock, privilege,
+    cli::Flags,
+    commands::{self, print},
+    daemon::settle_host,
+    error::Error,
+    firewall, health,
+    lock::NamespaceLock,
+    privilege,
 };
 
 /// How one look ended.
@@ -92,17 +96,19 @@ fn sockets() -> Finding {
 }
 
 fn sets() -> Finding {
-    match BanSets::open(firewall::SET_NAMES, true).and_then(|mut sets| sets.list()) {
+    match commands::open_sets().and_then(|mut sets| Ok(sets.list()?)) {
         Ok(bans) => Finding::Good(format!("sets: the kernel has ipset; {} bans", bans.len())),
         Err(error) => Finding::Bad(format!("sets: {error}")),
     }
 }
 
 fn rule(flags: &Flags) -> Finding {
-    let looked = firewall::plan(flags)
-        .and_then(|plan| Xtables::find(flags.iptables.as_deref(), plan))
-        .and_then(|xtables| Ok((xtables.check()?, xtables)));
-    match looked {
+    let looked = || -> Result<_, Error> {
+        let plan = firewall::keeper_config(flags).plan()?;
+        let xtables = Xtables::find(flags.iptables.as_deref(), plan)?;
+        Ok((xtables.check()?, xtables))
+    };
+    match looked() {
         Ok((report, xtables)) if report.is_in_place() => Finding::Good(format!(
             "rule: at the top of INPUT ({} is {})",
             xtables.path().display(),

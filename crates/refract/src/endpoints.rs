@@ -43,6 +43,7 @@ impl Endpoints {
     }
 
     /// The pairs of the family of `peer`, the likeliest first.
+    #[must_use]
     pub fn for_peer(&self, peer: IpAddr) -> &[SocketAddr] {
         if peer.is_ipv4() { &self.v4 } else { &self.v6 }
     }

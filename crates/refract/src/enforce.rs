@@ -15,11 +15,12 @@ use std::{
 };
 
 use refract_core::{
-    BanBrake, Eviction, Exemptions, Measure, Moment, Network, Offender, Permit, Source, Transport,
+    BanBrake, Eviction, Exemptions, Measure, Moment, Offender, Permit, Restraint, Source, Transport,
 };
 use refract_kernel::{
-    ban_sets::{BanSets, BanTarget},
-    sock_diag::{Connection, SockDiag},
+    ban::BanTarget,
+    ban_sets::BanSets,
+    sock_diag::{Connection, DestroySupport, SockDiag},
 };
 
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
     ports::Ports,
     survey::{Findings, Request, Surveyor},
 };
+use tracing::warn;
 
 /// Connections destroyed in one turn of the loop: at 3 to 5 µs each (measured) this stays well
 /// below half a millisecond.
@@ -47,8 +49,8 @@ pub struct Terms {
     pub ports: Ports,
     /// How long a ban lasts.
     pub timeout: Duration,
-    /// Ban the address even when the log named the peer with `udp:`.
-    pub udp_ban: bool,
+    /// Bits of an IPv6 address that make a source.
+    pub ipv6_prefix: u8,
     /// Most users banned in a minute; 0 is no bound.
     pub max_bans: u32,
 }
@@ -88,7 +90,7 @@ struct Case {
     peers: Vec<SocketAddr>,
     targets: Vec<BanTarget>,
     incumbents: Vec<String>,
-    places: u32,
+    places: usize,
     inbound: Option<Box<[u8]>>,
     evidence: &'static str,
     /// The peers are TCP connections of a protected port, as far as the log can tell.
@@ -104,7 +106,9 @@ struct Case {
 #[derive(Debug)]
 struct Round {
     cases: Vec<Case>,
+    /// The case of each banned network.
     by_network: HashMap<(IpAddr, u8), usize>,
+    ipv6_prefix: u8,
     pass: u8,
     awaiting: bool,
     found: Vec<Connection>,
@@ -217,14 +221,18 @@ impl Enforcer {
     }
 
     /// Puts the bans that are still due back into sets that were made again.
-    pub fn restore(&mut self, now: Instant) -> Vec<String> {
+    ///
+    /// Gives how many were put back, and what went wrong with the others.
+    pub fn restore(&mut self, now: Instant) -> (usize, Vec<String>) {
         let due = self.ledger.due(now);
-        let Some(arms) = &mut self.arms else { return Vec::new() };
-        arms.sets
+        let Some(arms) = &mut self.arms else { return (0, Vec::new()) };
+        let troubles: Vec<String> = arms
+            .sets
             .ban(&due)
             .into_iter()
             .filter_map(|result| result.err().map(|error| error.to_string()))
-            .collect()
+            .collect();
+        (due.len() - troubles.len(), troubles)
     }
 
     fn open_cases(
@@ -246,20 +254,35 @@ impl Enforcer {
                     })
                 });
                 let index = same.unwrap_or_else(|| {
-                    let permit = match offender.measure {
-                        Measure::Ban => Some(self.brake.permit(&eviction.user, now)),
-                        Measure::Kill => None,
-                    };
-                    cases.push(Case::open(&eviction, offender, permit, read_at));
+                    let (action, reason) = self.action(&eviction, offender, now);
+                    cases.push(Case::open(&eviction, offender, action, reason, read_at));
                     known.push(cases.len() - 1);
                     cases.len() - 1
                 });
                 if let Some(case) = cases.get_mut(index) {
-                    case.name(offender, &self.terms, exemptions);
+                    case.name(offender, exemptions);
                 }
             }
         }
         cases
+    }
+
+    /// What is done to an offender, and why that.
+    fn action(
+        &mut self,
+        eviction: &Eviction,
+        offender: &Offender,
+        now: Moment,
+    ) -> (Action, &'static str) {
+        match offender.measure {
+            Measure::Ban if self.brake.permit(&eviction.user, now) == Permit::Withheld => {
+                (Action::Kill, "max_bans_reached")
+            }
+            Measure::Ban => (Action::Ban, eviction.ground.name()),
+            // The flow is dropped; the address, which one forged datagram may have named, is not.
+            Measure::Kill(Restraint::UnprovenAddress) => (Action::Flow, eviction.ground.name()),
+            Measure::Kill(restraint) => (Action::Kill, restraint.name()),
+        }
     }
 
     fn ban(&mut self, cases: &mut [Case]) {
@@ -302,7 +325,9 @@ impl Enforcer {
                 by_network.insert((address, prefix), index);
             }
         }
-        self.round = Some(Round { cases, by_network, pass: 1, awaiting, found: Vec::new() });
+        let ipv6_prefix = self.terms.ipv6_prefix;
+        let found = Vec::new();
+        self.round = Some(Round { cases, by_network, ipv6_prefix, pass: 1, awaiting, found });
     }
 
     fn record(&self, case: Case) -> Record {
@@ -335,14 +360,10 @@ impl Case {
     fn open(
         eviction: &Eviction,
         offender: &Offender,
-        permit: Option<Permit>,
+        action: Action,
+        reason: &'static str,
         read_at: Instant,
     ) -> Self {
-        let (action, reason) = match permit {
-            Some(Permit::Granted) => (Action::Ban, "places-held"),
-            Some(Permit::Withheld) => (Action::Kill, "max-bans-reached"),
-            None => (Action::Kill, "shared-source"),
-        };
         Self {
             user: eviction.user.clone(),
             source: offender.source,
@@ -364,19 +385,15 @@ impl Case {
     }
 
     /// Adds one more named connection of the same offender.
-    fn name(&mut self, offender: &Offender, terms: &Terms, exemptions: &Exemptions) {
+    fn name(&mut self, offender: &Offender, exemptions: &Exemptions) {
         let peer = SocketAddr::new(offender.peer.address, offender.peer.port);
         if !self.peers.contains(&peer) {
             self.peers.push(peer);
         }
-        if self.action != Action::Ban {
-            return;
-        }
-        let target = if self.tcp || terms.udp_ban {
-            let network = ban_network(offender.source, offender.peer.address, exemptions);
-            BanTarget::Network { address: network.address(), prefix: network.prefix() }
-        } else {
-            BanTarget::Flow { address: peer.ip(), port: peer.port() }
+        let target = match self.action {
+            Action::Ban => ban_target(offender, exemptions),
+            Action::Flow => BanTarget::Flow { address: peer.ip(), port: peer.port() },
+            Action::Kill | Action::Adopted => return,
         };
         if !self.targets.contains(&target) {
             self.targets.push(target);
@@ -391,15 +408,15 @@ impl Case {
     }
 }
 
-/// What goes into the set: an IPv4 address as it is, an IPv6 source whole, unless it holds an
-/// address that may never be banned; then the exact address.
-fn ban_network(source: Source, address: IpAddr, exemptions: &Exemptions) -> Network {
-    let whole = source.network();
-    if address.is_ipv6() && exemptions.overlaps(whole).is_none() {
-        whole
-    } else {
-        Network::host(address)
+/// What goes into the set: an IPv4 address as it is; an IPv6 source whole, unless it holds an
+/// address that may never be banned: then the exact address.
+fn ban_target(offender: &Offender, exemptions: &Exemptions) -> BanTarget {
+    let address = offender.peer.address;
+    if address.is_ipv4() {
+        return BanTarget::host(address);
     }
+    let network = exemptions.ban_target(offender.source, address);
+    BanTarget::Network { address: network.address(), prefix: network.prefix() }
 }
 
 fn request(cases: &[Case]) -> Request {
@@ -446,9 +463,12 @@ impl Round {
     fn take(&mut self, findings: Findings) {
         self.awaiting = false;
         self.found = findings.connections;
-        // Conntrack is deleted for all sources of a survey at once; the first case tells of it.
-        if let Some(case) = self.cases.first_mut() {
-            case.flows = case.flows.saturating_add(u32::try_from(findings.flows).unwrap_or(u32::MAX));
+        for client in findings.flows {
+            let flow = |case: &Case| case.peers.contains(&client);
+            let index = self.case_of(client.ip()).or_else(|| self.cases.iter().position(flow));
+            if let Some(case) = index.and_then(|index| self.cases.get_mut(index)) {
+                case.flows += 1;
+            }
         }
         for trouble in findings.troubles {
             for case in &mut self.cases {
@@ -457,18 +477,23 @@ impl Round {
         }
     }
 
+    /// The case whose ban covers `address`: as itself, or as a part of its IPv6 source.
+    fn case_of(&self, address: IpAddr) -> Option<usize> {
+        let exact = (address, if address.is_ipv4() { 32 } else { 128 });
+        let source = Source::of(address, 32, self.ipv6_prefix).network();
+        self.by_network
+            .get(&exact)
+            .or_else(|| self.by_network.get(&(source.address(), source.prefix())))
+            .copied()
+    }
+
     fn destroy(
         &mut self,
         connection: &Connection,
         sockets: &mut SockDiag,
         endpoints: &mut Endpoints,
     ) {
-        let address = connection.remote().ip();
-        let index = self
-            .by_network
-            .iter()
-            .find(|((network, prefix), _)| Network::covers(*network, *prefix, address))
-            .map(|(_, index)| *index);
+        let index = self.case_of(connection.remote().ip());
         let Some(case) = index.and_then(|index| self.cases.get_mut(index)) else { return };
         endpoints.found(connection.local());
         match sockets.destroy(connection) {
@@ -482,7 +507,14 @@ impl Round {
 /// Opens the kernel side of enforcement.
 pub fn arm(sets: BanSets, terms: &Terms) -> Result<Arms, Error> {
     let mut sockets = SockDiag::open()?;
-    sockets.supports_destroy()?;
+    let refuse = |reason| Err(Error::NoReset { reason });
+    match sockets.supports_destroy() {
+        Ok(DestroySupport::Works) => {}
+        Ok(DestroySupport::NotPermitted) => return refuse("it is not permitted"),
+        Ok(DestroySupport::NotBuilt) => return refuse("it was built without that"),
+        Ok(DestroySupport::NoDiagnostics) => return refuse("it shows no TCP sockets"),
+        Err(error) => warn!("could not try whether connections can be reset: {error}"),
+    }
     let surveyor = Surveyor::start(terms.ports.ranges().to_vec(), terms.protocols.udp)?;
     Ok(Arms { sets, sockets, surveyor })
 }

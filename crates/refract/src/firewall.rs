@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between two moves of a rule back to the top.
 const MOVE_PAUSE: Duration = Duration::from_secs(30);
 /// Where the kernel announces changes of the rules, they are still looked at this often.
-const SLOW_CHECK: Duration = Duration::from_secs(60);
+const SLOW_CHECK: Duration = Duration::from_mins(1);
 /// Pause before a keeper that died is started again, and before a failure is said again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
@@ -45,6 +45,8 @@ pub struct Firewall {
     announced: bool,
     checked: Instant,
     moved: Option<Instant>,
+    /// The rule waits for the pause to be over before it is moved to the top again.
+    displaced: bool,
     died: Option<Instant>,
     trouble: Option<String>,
 }
@@ -101,6 +103,7 @@ impl Firewall {
             announced,
             checked: Instant::now(),
             moved: None,
+            displaced: false,
             died: None,
             trouble: None,
         };
@@ -172,7 +175,10 @@ impl Firewall {
                 }
             }
         }
-        if !self.announced || now.saturating_duration_since(self.checked) >= SLOW_CHECK {
+        let rested = |last: Instant, pause| now.saturating_duration_since(last) >= pause;
+        let due = self.displaced && self.moved.is_none_or(|moved| rested(moved, MOVE_PAUSE));
+        if due || !self.announced || rested(self.checked, SLOW_CHECK) {
+            self.displaced = false;
             self.check();
         }
         restarted
@@ -204,7 +210,7 @@ impl Firewall {
                 self.keeper.request(Command::Install);
             } else {
                 // Looked at again when the pause is over, also where changes are announced.
-                self.checked = now.checked_sub(SLOW_CHECK - MOVE_PAUSE).unwrap_or(now);
+                self.displaced = true;
             }
         }
     }
@@ -275,7 +281,7 @@ pub fn uninstall(iptables: Option<PathBuf>) -> Result<Vec<String>, Error> {
     let settings = Settings {
         names: SetNames::default(),
         flows: true,
-        default_timeout: Duration::from_secs(60),
+        default_timeout: Duration::from_mins(1),
     };
     let sets = BanSets::open(settings)?.uninstall()?;
     said.extend(sets.into_iter().map(|set| format!("destroyed the set {set}")));

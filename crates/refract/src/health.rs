@@ -11,14 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use refract_core::{Exemption, Exemptions, Rejection, parse};
+use refract_core::{Exemption, Exemptions, Rejection, access::parse};
 
 /// Fewest lines from which a judgement is made.
 const FEWEST_LINES: u64 = 20;
 /// Share of the lines, in percent, that one reason must account for.
 const SHARE: u64 = 90;
 /// Pause before the same warning is given again.
-const PAUSE: Duration = Duration::from_secs(600);
+const PAUSE: Duration = Duration::from_mins(10);
 /// How much of the log's end is looked at before it is followed, bytes.
 const RECENT: u64 = 64 * 1024;
 
@@ -43,16 +43,14 @@ pub struct Counters {
 impl Counters {
     /// Counts a line that was not taken.
     pub fn reject(&mut self, rejection: Rejection) {
-        let place = Rejection::ALL.iter().position(|known| *known == rejection);
-        if let Some(count) = place.and_then(|place| self.rejected.get_mut(place)) {
+        if let Some(count) = self.rejected.get_mut(rejection.index()) {
             *count += 1;
         }
     }
 
     /// Counts a sighting of an exempt address.
     pub fn exempt(&mut self, exemption: Exemption) {
-        let place = Exemption::ALL.iter().position(|known| *known == exemption);
-        if let Some(count) = place.and_then(|place| self.exempt.get_mut(place)) {
+        if let Some(count) = self.exempt.get_mut(exemption.index()) {
             *count += 1;
         }
     }
@@ -107,10 +105,11 @@ pub fn complaints(counts: &Counters) -> Vec<&'static str> {
         counted.filter(|(reason, _)| wanted.contains(reason)).map(|(_, count)| count).sum()
     };
     let proxied = rejected(&[Rejection::Loopback, Rejection::UnixSocket])
-        + exempt(&[Exemption::Loopback, Exemption::OwnAddress, Exemption::Gateway]);
+        + exempt(&[Exemption::Loopback, Exemption::Host, Exemption::Gateway]);
     // DNS lines and refused connections say nothing about how clients are logged.
     let relevant = counts.lines.saturating_sub(rejected(&[
-        Rejection::Dns,
+        Rejection::DnsAnswer,
+        Rejection::DnsClient,
         Rejection::Refused,
         Rejection::Internal,
         Rejection::Empty,
@@ -138,7 +137,15 @@ pub fn complaints(counts: &Counters) -> Vec<&'static str> {
              the clients; let it pass PROXY protocol on and set acceptProxyProtocol in Xray",
         ),
         (
-            rejected(MALFORMED),
+            rejected(&[
+                Rejection::NoTimestamp,
+                Rejection::Foreign,
+                Rejection::MalformedSource,
+                Rejection::NotAnAddress,
+                Rejection::MalformedDestination,
+                Rejection::MalformedDetour,
+                Rejection::MalformedEnding,
+            ]),
             "lines in the access log are not Xray's access-log format, so they are not taken: \
              check that --access.log names the access log and not the error log",
         ),

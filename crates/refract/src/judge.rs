@@ -5,7 +5,7 @@
 //! what became of every line. It does no I/O and knows no kernel.
 
 use refract_core::{
-    Eviction, Evidence, Exemptions, Moment, Roster, Transport, Verdict, parse,
+    Eviction, Evidence, Exemptions, Moment, Roster, Transport, Verdict, access::parse,
 };
 
 use crate::{cli::Protocols, health::Counters};
@@ -57,12 +57,9 @@ impl Judge {
             return self.counters.exempt(exemption);
         }
         self.counters.sightings += 1;
-        match self.roster.observe(&sighting, Evidence::Log, now) {
-            Verdict::Evict(eviction) => {
-                self.counters.offenders += eviction.offenders.len() as u64;
-                self.evictions.push(eviction);
-            }
-            _ => {}
+        if let Verdict::Evict(eviction) = self.roster.observe(&sighting, Evidence::Log, now) {
+            self.counters.offenders += eviction.offenders.len() as u64;
+            self.evictions.push(eviction);
         }
     }
 

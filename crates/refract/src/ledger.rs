@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
-use refract_kernel::ban_sets::BanTarget;
+use refract_kernel::ban::BanTarget;
 
 /// Most bans remembered: as many as the sets hold. Beyond it new bans are not remembered, which
 /// only matters should the set vanish.
@@ -35,6 +35,7 @@ impl Ledger {
     }
 
     /// The bans that have time left, with that time.
+    #[must_use]
     pub fn due(&self, now: Instant) -> Vec<(BanTarget, Duration)> {
         self.bans
             .iter()
@@ -44,7 +45,8 @@ impl Ledger {
     }
 
     /// How many bans are remembered.
-    pub fn len(&self) -> usize {
+    #[must_use]
+    pub fn count(&self) -> usize {
         self.bans.len()
     }
 
@@ -110,7 +112,7 @@ mod tests {
             tested.extend(ledger.next_to_test(7, later, Duration::from_secs(1)));
         }
         assert_eq!(tested.len(), 50);
-        assert_eq!(ledger.len(), 50);
+        assert_eq!(ledger.count(), 50);
     }
 
     #[test]
@@ -119,6 +121,6 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.banned(target(1), now + Duration::from_millis(500));
         assert_eq!(ledger.next_to_test(8, now, Duration::from_secs(1)), []);
-        assert_eq!(ledger.len(), 1);
+        assert_eq!(ledger.count(), 1);
     }
 }

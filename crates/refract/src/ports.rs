@@ -69,7 +69,7 @@ fn port(digits: &str, part: &str) -> Result<u16, String> {
     // `u16::from_str` takes a leading plus sign, which no port has.
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
     match digits.parse::<NonZeroU16>() {
-        Ok(port) if plain => Ok(port.get()),
+        Ok(number) if plain => Ok(number.get()),
         _ => Err(format!("{part:?} is not a port from 1 to 65535")),
     }
 }

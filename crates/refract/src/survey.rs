@@ -8,7 +8,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
@@ -20,7 +20,9 @@ use std::{
 
 use refract_kernel::{
     conntrack::Conntrack,
+    networks::Networks,
     sock_diag::{Connection, SockDiag},
+    sock_filter::ConnectionFilter,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -34,7 +36,7 @@ pub struct Request {
     /// Sources whose UDP entries are deleted from conntrack.
     pub udp: Vec<(IpAddr, u8)>,
     /// Single UDP flows, by the client's address and port, that are deleted from conntrack.
-    pub flows: Vec<std::net::SocketAddr>,
+    pub flows: Vec<SocketAddr>,
 }
 
 /// What one survey found.
@@ -42,8 +44,8 @@ pub struct Request {
 pub struct Findings {
     /// Connections of the wanted sources on protected ports, as the kernel returned them.
     pub connections: Vec<Connection>,
-    /// Conntrack entries deleted.
-    pub flows: usize,
+    /// The clients whose conntrack entries were deleted, one for each entry.
+    pub flows: Vec<SocketAddr>,
     /// What went wrong, as sentences; the rest of the findings still counts.
     pub troubles: Vec<String>,
 }
@@ -96,6 +98,7 @@ impl Surveyor {
     }
 
     /// The findings of the next finished survey, if there is one.
+    #[must_use]
     pub fn findings(&self) -> Option<Findings> {
         let mut counter = [0; 8];
         // An empty counter (EAGAIN) says the same as the empty channel.
@@ -127,25 +130,23 @@ fn survey(
     request: &Request,
 ) -> Findings {
     let mut findings = Findings::default();
-    if !request.tcp.is_empty()
-        && let Err(error) = sockets.connections(ports, &request.tcp, |connection| {
-            findings.connections.push(connection);
-        })
-    {
-        findings.troubles.push(error.to_string());
-    }
-    if let Some(conntrack) = conntrack {
-        if !request.udp.is_empty() {
-            match conntrack.delete_udp(&request.udp, ports) {
-                Ok(deleted) => findings.flows += deleted,
-                Err(error) => findings.troubles.push(error.to_string()),
-            }
+    if !request.tcp.is_empty() {
+        let remotes: Networks = request.tcp.iter().copied().collect();
+        let filter = ConnectionFilter::on(ports).from(&remotes);
+        // A walk that was interrupted twice is as good as it gets: a second pass follows anyway.
+        if let Err(error) = sockets.connections(&filter, |found| findings.connections.push(found)) {
+            findings.troubles.push(error.to_string());
         }
-        if !request.flows.is_empty() {
-            match conntrack.delete_udp_flows(&request.flows, ports) {
-                Ok(deleted) => findings.flows += deleted,
-                Err(error) => findings.troubles.push(error.to_string()),
-            }
+    }
+    if let Some(conntrack) = conntrack
+        && !(request.udp.is_empty() && request.flows.is_empty())
+    {
+        let sources: Networks = request.udp.iter().copied().collect();
+        let deleted = conntrack.delete_udp(&sources, &request.flows, ports, |client| {
+            findings.flows.push(client);
+        });
+        if let Err(error) = deleted {
+            findings.troubles.push(error.to_string());
         }
     }
     findings

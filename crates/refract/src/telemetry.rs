@@ -27,7 +27,6 @@ pub enum LogFormat {
 }
 
 /// Starts saying things on stderr; what is queued is written before the guard is gone.
-#[must_use]
 pub fn start(format: LogFormat) -> WorkerGuard {
     let (writer, guard) = tracing_appender::non_blocking(io::stderr());
     let journald = env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal();
