@@ -13,7 +13,7 @@ use std::{
 use crate::moment::Moment;
 
 /// The span over which distinct users are counted, and for which bans then pause.
-const SPAN: Duration = Duration::from_secs(60);
+const SPAN: Duration = Duration::from_mins(1);
 
 /// Counts the distinct users banned in the running minute.
 ///

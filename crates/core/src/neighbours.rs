@@ -1,0 +1,205 @@
+//! Who else is at a source: the table that keeps a ban from hitting a neighbour.
+//!
+//! Takes "this user was seen at this source"; answers whether anybody else was within the time
+//! that it remembers. It is asked before each ban and told when a source of a user is new or was
+//! not told for a while, so a live session's lines do not touch it. It knows users by a hash of
+//! their name only.
+//!
+//! Whoever can write lines into the log (any user, by a newline in a domain name) can make a source
+//! look shared, which makes the measure against it milder. Nobody can make a shared source look
+//! exclusive: two residents are enough, honest lines keep theirs fresh, and a table that ran over
+//! vouches for no source that it might have forgotten.
+
+use std::time::Duration;
+
+use crate::{
+    bounded::{Bounded, Heard},
+    moment::Moment,
+    network::Source,
+};
+
+/// What the table knows of the company at a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Company {
+    /// Nobody else was there.
+    Alone,
+    /// Somebody else was there.
+    Shared,
+    /// The source may have been forgotten and met again.
+    Unknown,
+}
+
+/// Sources and the two users last seen at each.
+#[derive(Debug)]
+pub(crate) struct Neighbours {
+    sources: Bounded<Source, Residents>,
+    remembered_for: Duration,
+    /// Until when a source that is met for the first time may in truth have been forgotten.
+    forgetful_until: Moment,
+    evicted: u64,
+}
+
+/// Two are enough: whichever user is asked about, one of them is another, if there is one.
+#[derive(Debug)]
+struct Residents {
+    latest: Resident,
+    other: Option<Resident>,
+    unknown_until: Moment,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Resident {
+    user: u64,
+    seen: Moment,
+}
+
+impl Heard for Residents {
+    fn last_heard(&self) -> Moment {
+        self.latest.seen
+    }
+}
+
+impl Neighbours {
+    pub(crate) fn new(capacity: usize, remembered_for: Duration) -> Self {
+        Self {
+            sources: Bounded::new(capacity),
+            remembered_for,
+            forgetful_until: Moment::default(),
+            evicted: 0,
+        }
+    }
+
+    /// Sources that were dropped before their time because the table was full.
+    pub(crate) const fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Takes down that `user` was seen at `source`.
+    pub(crate) fn note(&mut self, source: Source, user: u64, now: Moment) {
+        let resident = Resident { user, seen: now };
+        let mut unknown_until = self.forgetful_until;
+        let (residents, evicted) = self.sources.get_or_insert(source, || Residents {
+            latest: resident,
+            other: None,
+            unknown_until,
+        });
+        if residents.latest.user != user {
+            residents.other = Some(residents.latest);
+        }
+        residents.latest = resident;
+        if let Some(evicted) = evicted
+            && now.saturating_since(evicted.latest.seen) < self.remembered_for
+        {
+            unknown_until = now.saturating_add(self.remembered_for);
+            // The new source may be the very one that was dropped.
+            residents.unknown_until = unknown_until;
+            self.forgetful_until = unknown_until;
+            self.evicted += 1;
+        }
+    }
+
+    /// Who is at `source` beside `user`.
+    pub(crate) fn company(&self, source: Source, user: u64, now: Moment) -> Company {
+        let Some(residents) = self.sources.get(&source) else {
+            return if now < self.forgetful_until { Company::Unknown } else { Company::Alone };
+        };
+        let shared = [Some(residents.latest), residents.other]
+            .into_iter()
+            .flatten()
+            .any(|resident| resident.user != user && self.remembers(resident.seen, now));
+        if shared {
+            Company::Shared
+        } else if now < residents.unknown_until {
+            Company::Unknown
+        } else {
+            Company::Alone
+        }
+    }
+
+    /// Drops what is too old among the next `count` sources.
+    pub(crate) fn sweep(&mut self, count: usize, now: Moment) {
+        let remembered_for = self.remembered_for;
+        self.sources
+            .sweep(count, |residents| now.saturating_since(residents.latest.seen) < remembered_for);
+    }
+
+    fn remembers(&self, seen: Moment, now: Moment) -> bool {
+        now.saturating_since(seen) < self.remembered_for
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    fn source(last: u8) -> Source {
+        Source::of([198, 51, 100, last].into(), 32, 64)
+    }
+
+    fn at(hours: u64) -> Moment {
+        Moment::default().saturating_add(Duration::from_hours(hours))
+    }
+
+    #[test]
+    fn a_user_is_no_neighbour_of_himself() {
+        let mut neighbours = Neighbours::new(8, DAY);
+        assert_eq!(neighbours.company(source(1), 1, at(0)), Company::Alone);
+        neighbours.note(source(1), 1, at(0));
+        neighbours.note(source(1), 1, at(1));
+        assert_eq!(neighbours.company(source(1), 1, at(1)), Company::Alone);
+        assert_eq!(neighbours.company(source(1), 2, at(1)), Company::Shared);
+    }
+
+    #[test]
+    fn a_neighbour_is_remembered_for_a_day() {
+        let mut neighbours = Neighbours::new(8, DAY);
+        neighbours.note(source(1), 1, at(0));
+        neighbours.note(source(1), 2, at(10));
+        assert_eq!(neighbours.company(source(1), 2, at(23)), Company::Shared);
+        assert_eq!(neighbours.company(source(1), 2, at(24)), Company::Alone);
+        assert_eq!(neighbours.company(source(1), 1, at(24)), Company::Shared);
+        assert_eq!(neighbours.company(source(1), 1, at(34)), Company::Alone);
+    }
+
+    #[test]
+    fn a_third_user_does_not_hide_the_second() {
+        let mut neighbours = Neighbours::new(8, DAY);
+        for user in [1, 2, 3, 3, 3] {
+            neighbours.note(source(1), user, at(0));
+        }
+        for user in 1..=4 {
+            assert_eq!(neighbours.company(source(1), user, at(1)), Company::Shared, "user {user}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_ran_over_vouches_for_no_new_source() {
+        let mut neighbours = Neighbours::new(4, DAY);
+        for last in 0..4 {
+            neighbours.note(source(last), 1, at(u64::from(last)));
+        }
+        assert_eq!(neighbours.company(source(3), 1, at(4)), Company::Alone);
+        neighbours.note(source(9), 1, at(4));
+        assert_eq!((neighbours.sources.len(), neighbours.evicted()), (4, 1));
+        assert_eq!(neighbours.company(source(9), 1, at(5)), Company::Unknown, "met after the loss");
+        assert_eq!(neighbours.company(source(3), 1, at(5)), Company::Alone, "known all along");
+        assert_eq!(neighbours.company(source(0), 2, at(5)), Company::Unknown, "this one was lost");
+        assert_eq!(neighbours.company(source(9), 1, at(28)), Company::Alone, "a day later");
+    }
+
+    #[test]
+    fn sweeping_drops_what_is_a_day_old_and_nothing_else() {
+        let mut neighbours = Neighbours::new(8, DAY);
+        for last in 0..6 {
+            neighbours.note(source(last), 1, at(u64::from(last)));
+        }
+        neighbours.sweep(100, at(26));
+        assert_eq!(neighbours.sources.len(), 3);
+        assert_eq!(neighbours.evicted(), 0, "forgetting in time is no loss");
+        neighbours.sweep(100, at(60));
+        assert_eq!(neighbours.sources.len(), 0);
+        neighbours.sweep(100, at(60));
+    }
+}

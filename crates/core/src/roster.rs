@@ -1,0 +1,192 @@
+//! Who is live from where: sightings and moments in, verdicts out.
+//!
+//! Takes what the log says ([`Sighting`]) and when it was read; makes a [`Verdict`] for each
+//! sighting, by the rule in [`sessions`](crate::sessions). It does no I/O and reads no clock, so
+//! the same sightings at the same moments always give the same verdicts. It does not ask whether
+//! an address is exempt: that is [`Exemptions`](crate::Exemptions), before a sighting comes here.
+//!
+//! **What the log alone cannot prevent.** A line is a claim. Whoever can write one (any user, by a
+//! newline in a domain name) can name a victim and an address: with `keep = first` the address is
+//! cut off if the victim is live elsewhere, and the victim, if the forged address was there first.
+//! The measure is the milder one where anybody else was seen at the address, and no address of the
+//! [`Exemptions`](crate::Exemptions) comes this far; more than that takes evidence from the kernel.
+//!
+//! **Bounds.** Users, the sources of each, and the sources known for their neighbours are all
+//! bounded; what goes when they are full is the longest silent of sixteen (users, neighbours) and
+//! the longest silent that holds no place (the sources of one user). A line of a live session
+//! evicts nothing and allocates nothing.
+
+use std::mem;
+
+use crate::{
+    bounded::{Bounded, Heard},
+    identity,
+    moment::Moment,
+    neighbours::{Company, Neighbours},
+    policy::Policy,
+    sessions::{Arrival, Renewal, Ruling, Session, Sessions, note_interval},
+    sighting::{Sighting, Transport},
+    tags::Tags,
+    verdict::{Eviction, Evidence, Measure, Offender, Restraint, Verdict},
+};
+
+/// How many users, and how many sources, one [`Roster::tick`] looks at.
+const SWEPT_PER_TICK: usize = 64;
+/// Sources known for their neighbours, per user: a phone has two or three addresses a day.
+const NEIGHBOURS_PER_USER: usize = 2;
+
+/// What the roster had to let go since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Users dropped before their time because the roster was full.
+    pub evicted_users: u64,
+    /// Users dropped because they were silent for long enough.
+    pub forgotten_users: u64,
+    /// Sources whose neighbours were dropped before their time; for as long as such a loss could
+    /// matter, offenders at sources that are met anew are killed instead of banned.
+    pub evicted_neighbours: u64,
+}
+
+/// All users that were heard of, and where each of them is.
+#[derive(Debug)]
+pub struct Roster {
+    policy: Policy,
+    users: Bounded<Box<[u8]>, Sessions>,
+    neighbours: Neighbours,
+    tags: Tags,
+    counters: Counters,
+    /// Where a name is folded that needs it; kept for its memory.
+    scratch: Vec<u8>,
+}
+
+impl Heard for Sessions {
+    fn last_heard(&self) -> Moment {
+        self.last()
+    }
+}
+
+impl Roster {
+    /// An empty roster under `policy`.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        // A neighbour was last told of up to one interval before he was last heard.
+        let remembered_for = policy.forget_after() + note_interval(&policy);
+        let capacity = policy.users().saturating_mul(NEIGHBOURS_PER_USER);
+        Self {
+            policy,
+            users: Bounded::new(policy.users()),
+            neighbours: Neighbours::new(capacity, remembered_for),
+            tags: Tags::default(),
+            counters: Counters::default(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Takes one sighting, read at `now`, and says what follows from it.
+    pub fn observe(&mut self, sighting: &Sighting<'_>, evidence: Evidence, now: Moment) -> Verdict {
+        let mut scratch = mem::take(&mut self.scratch);
+        let verdict =
+            self.decide(identity::folded(sighting.user, &mut scratch), sighting, evidence, now);
+        self.scratch = scratch;
+        verdict
+    }
+
+    /// Forgets a few of those who were silent for long enough; call it a few times a second. Each
+    /// call looks at a bounded number of entries, so it never holds up the caller.
+    pub fn tick(&mut self, now: Moment) {
+        let policy = self.policy;
+        let forgotten = self.users.sweep(SWEPT_PER_TICK, |sessions| {
+            sessions.forget(&policy, now);
+            now.saturating_since(sessions.last()) < policy.forget_after()
+        });
+        self.counters.forgotten_users += u64::try_from(forgotten).unwrap_or_default();
+        self.neighbours.sweep(SWEPT_PER_TICK, now);
+    }
+
+    /// Users remembered now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.users.len()
+    }
+
+    /// Whether nobody is remembered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What had to be let go so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters { evicted_neighbours: self.neighbours.evicted(), ..self.counters }
+    }
+
+    /// The policy it was made with.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn decide(
+        &mut self,
+        user: &[u8],
+        sighting: &Sighting<'_>,
+        evidence: Evidence,
+        now: Moment,
+    ) -> Verdict {
+        let source = self.policy.source(sighting.peer.address);
+        let arrival = Arrival { source, peer: sighting.peer, transport: sighting.transport };
+        if let Some(sessions) = self.users.get_mut(user) {
+            match sessions.renew(arrival, &self.policy, now) {
+                Renewal::Renewed => return Verdict::Admit,
+                Renewal::RenewedAndDue => {
+                    let user = self.users.hash_of(user);
+                    self.neighbours.note(source, user, now);
+                    return Verdict::Admit;
+                }
+                Renewal::NotLive => {}
+            }
+        }
+
+        let user_hash = self.users.hash_of(user);
+        self.neighbours.note(source, user_hash, now);
+        let tag = self.tags.keep(sighting.inbound);
+        let (sessions, evicted) = self.users.get_or_insert(user.into(), || Sessions::new(now));
+        self.counters.evicted_users += u64::from(evicted.is_some());
+        let ruling = sessions.judge(arrival, tag, &self.policy, now);
+        let Ruling::Evict { ground, offenders } = ruling else { return Verdict::Admit };
+        let incumbents = sessions.incumbents(&self.policy, now);
+        Verdict::Evict(Eviction {
+            user: sighting.user.into(),
+            ground,
+            offenders: offenders
+                .iter()
+                .map(|offender| self.offender(offender, user_hash, now))
+                .collect(),
+            incumbents,
+            places: self.policy.places(),
+            evidence,
+        })
+    }
+
+    fn offender(&self, session: &Session, user_hash: u64, now: Moment) -> Offender {
+        Offender {
+            source: session.source,
+            peer: session.peer,
+            transport: session.transport,
+            inbound: self.tags.name(session.tag).map(Box::from),
+            measure: self.measure(session, user_hash, now),
+        }
+    }
+
+    fn measure(&self, session: &Session, user_hash: u64, now: Moment) -> Measure {
+        if session.transport == Transport::Udp && !self.policy.udp_ban() {
+            return Measure::Kill(Restraint::UnprovenAddress);
+        }
+        match self.neighbours.company(session.source, user_hash, now) {
+            Company::Alone => Measure::Ban,
+            Company::Shared => Measure::Kill(Restraint::SharedSource),
+            Company::Unknown => Measure::Kill(Restraint::UnknownNeighbours),
+        }
+    }
+}
