@@ -41,12 +41,7 @@ impl BanBrake {
     /// At most `most` distinct users a minute; 0 is no bound.
     #[must_use]
     pub fn new(most: u32) -> Self {
-        Self {
-            most,
-            hasher: RandomState::new(),
-            since: Moment::default(),
-            banned: HashSet::new(),
-        }
+        Self { most, hasher: RandomState::new(), since: Moment::default(), banned: HashSet::new() }
     }
 
     /// Asks for one ban of `user` (compared without regard to ASCII case).

@@ -127,8 +127,14 @@ fn one_flow_goes_and_its_neighbour_stays() {
     }
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
     for peer in ["[::ffff:10.9.0.2]:1001", "[2001:db8:9::2]:1002"] {
-        assert_eq!(deleted(&mut conntrack, &Networks::default(), &[peer.parse().unwrap()], &[53..=53]), 0);
-        assert_eq!(deleted(&mut conntrack, &Networks::default(), &[peer.parse().unwrap()], &[443..=443]), 1);
+        assert_eq!(
+            deleted(&mut conntrack, &Networks::default(), &[peer.parse().unwrap()], &[53..=53]),
+            0
+        );
+        assert_eq!(
+            deleted(&mut conntrack, &Networks::default(), &[peer.parse().unwrap()], &[443..=443]),
+            1
+        );
     }
     let rest = expect(&[("10.9.0.2", 1002, 443), ("2001:db8:9::2", 1001, 443)]);
     assert_eq!(tracked.entries(), rest);

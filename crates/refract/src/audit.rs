@@ -128,7 +128,8 @@ impl BlockLog {
     /// Opens `path` for appending, creating it with mode 0640. Never fails: trouble is news.
     #[must_use]
     pub fn open(path: &Path, format: BlockFormat) -> (Self, Option<News>) {
-        let mut log = Self { path: path.to_owned(), format, file: None, torn: false, trouble: None };
+        let mut log =
+            Self { path: path.to_owned(), format, file: None, torn: false, trouble: None };
         let news = log.reopen();
         (log, news)
     }
@@ -149,13 +150,8 @@ impl BlockLog {
 
     /// Appends one record.
     pub fn append(&mut self, record: &Record) -> Option<News> {
-        if self.file.is_none()
-            && let Some(news) = self.reopen()
-            && let News::Trouble(_) = news
-        {
-            return Some(news);
-        }
-        let file = self.file.as_mut()?;
+        let reopened = if self.file.is_none() { self.reopen() } else { None };
+        let Some(file) = &mut self.file else { return reopened };
         let mut line = line(record, self.format);
         if self.torn {
             line.insert(0, '\n');
@@ -163,7 +159,7 @@ impl BlockLog {
         match file.write(line.as_bytes()) {
             Ok(written) if written == line.len() => {
                 self.torn = false;
-                self.trouble.take().map(|_| News::Recovered)
+                reopened.or_else(|| self.trouble.take().map(|_| News::Recovered))
             }
             Ok(written) => {
                 self.torn |= written > 0;

@@ -74,7 +74,8 @@ pub enum Command {
         /// The block log to answer from
         #[arg(
             long = "block.log",
-            env = "REFRACT_BLOCK_LOG", hide_env_values = true,
+            env = "REFRACT_BLOCK_LOG",
+            hide_env_values = true,
             default_value = "/var/log/xray/block.log"
         )]
         block_log: PathBuf,
@@ -129,14 +130,29 @@ pub struct Flags {
     pub block_log: PathBuf,
 
     /// How records in the block log are written: text or json
-    #[arg(long = "block.format", env = "REFRACT_BLOCK_FORMAT", hide_env_values = true, default_value = "text",
-          value_enum, hide_possible_values = true, value_name = "FORMAT", allow_hyphen_values = true)]
+    #[arg(
+        long = "block.format",
+        env = "REFRACT_BLOCK_FORMAT",
+        hide_env_values = true,
+        default_value = "text",
+        value_enum,
+        hide_possible_values = true,
+        value_name = "FORMAT",
+        allow_hyphen_values = true
+    )]
     pub block_format: BlockFormat,
 
     /// How lines on stderr are written: text or json
-    #[arg(long = "log.format", env = "REFRACT_LOG_FORMAT", hide_env_values = true, default_value = "text", value_enum,
-          hide_possible_values = true, value_name = "FORMAT",
-          allow_hyphen_values = true)]
+    #[arg(
+        long = "log.format",
+        env = "REFRACT_LOG_FORMAT",
+        hide_env_values = true,
+        default_value = "text",
+        value_enum,
+        hide_possible_values = true,
+        value_name = "FORMAT",
+        allow_hyphen_values = true
+    )]
     pub log_format: LogFormat,
 
     /// Places per user: how many sources one user may be live from at once
@@ -145,9 +161,16 @@ pub struct Flags {
     pub limit: u32,
 
     /// Who stays when there are too many: the first to come, or the last (first or last)
-    #[arg(long, env = "REFRACT_KEEP", hide_env_values = true, default_value = "first", value_enum,
-          hide_possible_values = true, value_name = "WHO",
-          allow_hyphen_values = true)]
+    #[arg(
+        long,
+        env = "REFRACT_KEEP",
+        hide_env_values = true,
+        default_value = "first",
+        value_enum,
+        hide_possible_values = true,
+        value_name = "WHO",
+        allow_hyphen_values = true
+    )]
     pub keep: KeepFlag,
 
     /// Networks that are never banned and never counted: 10.0.0.0/8 or an address (repeatable)
@@ -166,9 +189,16 @@ pub struct Flags {
     pub ipv6_prefix: u8,
 
     /// What a verdict rests on: log, its word alone, or auto, the best evidence there is
-    #[arg(long, env = "REFRACT_EVIDENCE", hide_env_values = true, default_value = "auto", value_enum,
-          hide_possible_values = true, value_name = "GRADE",
-          allow_hyphen_values = true)]
+    #[arg(
+        long,
+        env = "REFRACT_EVIDENCE",
+        hide_env_values = true,
+        default_value = "auto",
+        value_enum,
+        hide_possible_values = true,
+        value_name = "GRADE",
+        allow_hyphen_values = true
+    )]
     pub evidence: EvidenceFlag,
 
     /// Most users banned in a minute, more are only disconnected; 0 is no bound
@@ -418,7 +448,5 @@ fn networks(text: &str) -> Result<Networks, String> {
         .map(|part| part.parse().map_err(|error| format!("{part:?}: {error}")))
         .collect::<Result<Vec<Network>, String>>()
         .map(Networks)
-        .map_err(|reason| {
-            format!("{reason}; it takes networks such as 10.0.0.0/8,2001:db8::/32")
-        })
+        .map_err(|reason| format!("{reason}; it takes networks such as 10.0.0.0/8,2001:db8::/32"))
 }

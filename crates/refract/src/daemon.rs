@@ -139,7 +139,7 @@ impl Daemon {
 
         let (block_log, news) = BlockLog::open(&flags.block_log, flags.block_format);
         say_block(news);
-        let tail = Tail::open(&LogTarget::from(flags.access_log.as_path()), started)?;
+        let tail = Tail::open(&LogTarget::from(&flags.access_log), started)?;
         let io = |operation, object: &str| {
             let object = object.to_owned();
             move |source: io::Error| Error::Io { operation, object, source }
@@ -253,10 +253,13 @@ impl Daemon {
         let mut unread = true;
         loop {
             events.clear();
-            let wait = if unread || self.enforcer.is_busy() {
+            let wait = if unread {
                 Duration::ZERO
             } else {
-                next_tick.saturating_duration_since(Instant::now())
+                self.enforcer
+                    .due()
+                    .map_or(next_tick, |due| due.min(next_tick))
+                    .saturating_duration_since(Instant::now())
             };
             match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timespec(wait))) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -272,7 +275,7 @@ impl Daemon {
                 events.iter().any(|event: &epoll::Event| event.data.u64() == source as u64)
             };
             if woken(Source::Log) {
-                self.tail.woken();
+                self.tail.woken(Instant::now());
                 unread = true;
             }
             if unread {
@@ -288,12 +291,10 @@ impl Daemon {
             if woken(Source::Stop) {
                 return Ok(());
             }
-            if woken(Source::Survey) || self.enforcer.is_busy() {
-                let (records, log) = (&mut Vec::new(), &mut self.block_log);
-                self.enforcer.advance(|record| records.push(record));
-                for record in records {
-                    write_down(record, log);
-                }
+            let now = Instant::now();
+            if woken(Source::Survey) || self.enforcer.due().is_some_and(|due| due <= now) {
+                let block_log = &mut self.block_log;
+                self.enforcer.advance(now, |record| write_down(&record, block_log));
             }
             if woken(Source::Host) {
                 self.look_at_host();
@@ -311,7 +312,6 @@ impl Daemon {
                 say_block(self.block_log.reopen());
                 info!("opened the block log again");
             }
-            let now = Instant::now();
             if now >= next_tick {
                 next_tick = now + TICK;
                 unread |= self.tick(now);
@@ -327,7 +327,7 @@ impl Daemon {
             let read_at = Instant::now();
             let now = self.moment(read_at);
             let judge = &mut self.judge;
-            progress = self.tail.read_chunk(read_at, &mut |line: &[u8]| judge.take(line, now));
+            progress = self.tail.read_chunk(read_at, |line| judge.take(line, now));
             if !judge.evictions.is_empty() {
                 let block_log = &mut self.block_log;
                 self.enforcer.enforce(
@@ -342,9 +342,7 @@ impl Daemon {
                 break;
             }
         }
-        if self.tail.has_news() {
-            self.tell_tail();
-        }
+        self.tell_tail();
         progress
     }
 
@@ -421,10 +419,13 @@ impl Daemon {
     }
 
     fn tell_tail(&mut self) {
-        for news in self.tail.news() {
+        while let Some(news) = self.tail.news() {
             match news {
-                TailNews::Unreadable(sentence) => error!("{sentence}"),
-                other => info!("{other}"),
+                TailNews::Unreadable(_) => error!("{news}"),
+                TailNews::Unwatched(_) | TailNews::GivenUp(_) | TailNews::Truncated => {
+                    warn!("{news}");
+                }
+                _ => info!("{news}"),
             }
         }
     }
@@ -438,19 +439,16 @@ impl Daemon {
     fn stop(mut self) {
         let end = Instant::now() + FAREWELL;
         while !self.enforcer.is_idle() && Instant::now() < end {
-            if !self.enforcer.is_busy()
-                && let Some(fd) = self.enforcer.survey_fd()
-            {
-                let left = timespec(end.saturating_duration_since(Instant::now()));
-                let mut fds = [rustix::event::PollFd::from_borrowed_fd(
-                    fd,
-                    rustix::event::PollFlags::IN,
-                )];
+            let until = self.enforcer.due().map_or(end, |due| due.min(end));
+            if let Some(fd) = self.enforcer.survey_fd() {
+                let left = timespec(until.saturating_duration_since(Instant::now()));
+                let mut fds =
+                    [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
                 // Whatever ends the wait, the loop's own condition decides.
                 let _ = rustix::event::poll(&mut fds, Some(&left));
             }
             let block_log = &mut self.block_log;
-            self.enforcer.advance(|record| write_down(&record, block_log));
+            self.enforcer.advance(Instant::now(), |record| write_down(&record, block_log));
         }
         let block_log = &mut self.block_log;
         self.enforcer.settle_all(|record| write_down(&record, block_log));
@@ -482,7 +480,9 @@ pub(crate) fn settle_host(exemptions: &mut Exemptions, networks: &HostNetworks) 
         .addresses
         .iter()
         .map(|address| Network::single(*address))
-        .chain(networks.networks.iter().map(|(address, prefix)| Network::covering(*address, *prefix)))
+        .chain(
+            networks.networks.iter().map(|(address, prefix)| Network::covering(*address, *prefix)),
+        )
         .collect();
     exemptions.set_host(own, networks.gateways.clone());
 }

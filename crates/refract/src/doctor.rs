@@ -173,7 +173,8 @@ fn recent_lines(flags: &Flags) -> Finding {
 fn block_log(path: &Path) -> Finding {
     let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK);
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let looked = if path.exists() { writable(path) } else { writable(folder.unwrap_or(".".as_ref())) };
+    let looked =
+        if path.exists() { writable(path) } else { writable(folder.unwrap_or(".".as_ref())) };
     match looked {
         Ok(()) => Finding::Good(format!("block log: {} can be written", path.display())),
         Err(errno) => Finding::Bad(format!(

@@ -39,6 +39,12 @@ use tracing::warn;
 const SLICE: usize = 64;
 /// Passes over a banned source's connections.
 const PASSES: u8 = 2;
+/// Pause before the second pass: what was being opened has come to an end or been found by then.
+const PASS_PAUSE: Duration = Duration::from_millis(2);
+/// Pause between the beginnings of two rounds. A dump takes a processor for most of a millisecond
+/// and more (measured), so a stream of offenders shares one every so often instead of holding up
+/// the next offender's ban.
+const ROUND_PAUSE: Duration = Duration::from_millis(10);
 
 /// What enforcement needs to know of the settings.
 #[derive(Clone, Debug)]
@@ -78,6 +84,8 @@ pub struct Enforcer {
     pub ledger: Ledger,
     waiting: Vec<Case>,
     round: Option<Round>,
+    /// No round begins before.
+    rested: Instant,
 }
 
 /// One user's offending source in one read of the log.
@@ -110,8 +118,19 @@ struct Round {
     by_network: HashMap<(IpAddr, u8), usize>,
     ipv6_prefix: u8,
     pass: u8,
-    awaiting: bool,
+    stage: Stage,
     found: Vec<Connection>,
+}
+
+/// What a round is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The surveyor walks the table.
+    Surveying,
+    /// Its findings are destroyed, a slice a turn.
+    Destroying,
+    /// The next pass begins then.
+    Resting(Instant),
 }
 
 impl Enforcer {
@@ -127,6 +146,7 @@ impl Enforcer {
             ledger: Ledger::default(),
             waiting: Vec::new(),
             round: None,
+            rested: Instant::now(),
         }
     }
 
@@ -166,13 +186,19 @@ impl Enforcer {
                 settled(self.record(case));
             }
         }
-        self.start_round();
+        self.begin_round(Instant::now());
     }
 
-    /// There is work that can go on without waiting for anything.
+    /// When [`advance`](Self::advance) has something to do, besides when
+    /// [`survey_fd`](Self::survey_fd) is readable: now, later, or not at all.
     #[must_use]
-    pub fn is_busy(&self) -> bool {
-        self.round.as_ref().is_some_and(|round| !round.awaiting)
+    pub fn due(&self) -> Option<Instant> {
+        match self.round.as_ref().map(|round| round.stage) {
+            Some(Stage::Destroying) => Some(Instant::now()),
+            Some(Stage::Resting(until)) => Some(until),
+            Some(Stage::Surveying) => None,
+            None => (!self.waiting.is_empty()).then_some(self.rested),
+        }
     }
 
     /// Nothing is unfinished.
@@ -181,14 +207,18 @@ impl Enforcer {
         self.round.is_none() && self.waiting.is_empty()
     }
 
-    /// Takes the findings of a finished survey and destroys one slice of them. Call it when
-    /// [`survey_fd`](Self::survey_fd) is readable and in every turn while it
-    /// [is busy](Self::is_busy).
-    pub fn advance(&mut self, mut settled: impl FnMut(Record)) {
+    /// Does the next bit of unfinished work, at most a slice of it, if there is any to do by now.
+    pub fn advance(&mut self, now: Instant, mut settled: impl FnMut(Record)) {
+        self.begin_round(now);
         let (Some(round), Some(arms)) = (&mut self.round, &mut self.arms) else { return };
-        if round.awaiting {
-            let Some(findings) = arms.surveyor.findings() else { return };
-            round.take(findings);
+        match round.stage {
+            Stage::Surveying => {
+                let Some(findings) = arms.surveyor.findings() else { return };
+                round.take(findings);
+            }
+            Stage::Resting(until) if now < until => return,
+            Stage::Resting(_) => return round.survey(&arms.surveyor),
+            Stage::Destroying => {}
         }
         for _ in 0..SLICE {
             let Some(connection) = round.found.pop() else { break };
@@ -199,17 +229,15 @@ impl Enforcer {
         }
         if round.pass < PASSES {
             round.pass += 1;
-            round.awaiting = arms.surveyor.request(request(&round.cases));
-            if round.awaiting {
-                return;
-            }
+            round.stage = Stage::Resting(now + PASS_PAUSE);
+            return;
         }
         if let Some(round) = self.round.take() {
             for case in round.cases {
                 settled(self.record(case));
             }
         }
-        self.start_round();
+        self.begin_round(now);
     }
 
     /// Gives up waiting, as at the end of the process: every unfinished case becomes a record now.
@@ -307,27 +335,27 @@ impl Enforcer {
         }
     }
 
-    fn start_round(&mut self) {
-        if self.round.is_some() || self.waiting.is_empty() {
+    fn begin_round(&mut self, now: Instant) {
+        if self.round.is_some() || self.waiting.is_empty() || now < self.rested {
             return;
         }
-        let Some(arms) = &mut self.arms else { return };
-        let mut cases = std::mem::take(&mut self.waiting);
-        let awaiting = arms.surveyor.request(request(&cases));
-        if !awaiting {
-            for case in &mut cases {
-                case.troubles.push("the surveying thread is gone".to_owned());
-            }
-        }
+        let Some(arms) = &self.arms else { return };
+        self.rested = now + ROUND_PAUSE;
+        let cases = std::mem::take(&mut self.waiting);
         let mut by_network = HashMap::new();
         for (index, case) in cases.iter().enumerate() {
-            for (address, prefix) in case.networks() {
-                by_network.insert((address, prefix), index);
-            }
+            by_network.extend(case.networks().map(|network| (network, index)));
         }
-        let ipv6_prefix = self.terms.ipv6_prefix;
-        let found = Vec::new();
-        self.round = Some(Round { cases, by_network, ipv6_prefix, pass: 1, awaiting, found });
+        let mut round = Round {
+            cases,
+            by_network,
+            ipv6_prefix: self.terms.ipv6_prefix,
+            pass: 1,
+            stage: Stage::Surveying,
+            found: Vec::new(),
+        };
+        round.survey(&arms.surveyor);
+        self.round = Some(round);
     }
 
     fn record(&self, case: Case) -> Record {
@@ -460,8 +488,18 @@ fn kill_named(case: &mut Case, arms: &mut Arms, endpoints: &mut Endpoints) {
 }
 
 impl Round {
+    fn survey(&mut self, surveyor: &Surveyor) {
+        self.stage = Stage::Surveying;
+        if !surveyor.request(request(&self.cases)) {
+            self.take(Findings {
+                troubles: vec!["the surveying thread is gone".to_owned()],
+                ..Findings::default()
+            });
+        }
+    }
+
     fn take(&mut self, findings: Findings) {
-        self.awaiting = false;
+        self.stage = Stage::Destroying;
         self.found = findings.connections;
         for client in findings.flows {
             let flow = |case: &Case| case.peers.contains(&client);

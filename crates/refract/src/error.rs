@@ -28,7 +28,9 @@ pub enum Error {
     )]
     AlreadyRunning,
     /// The lock could not even be tried.
-    #[error("cannot bind the abstract socket @{LOCK_NAME} that keeps a second refract out: {source}")]
+    #[error(
+        "cannot bind the abstract socket @{LOCK_NAME} that keeps a second refract out: {source}"
+    )]
     Lock {
         /// Why not.
         source: io::Error,

@@ -202,9 +202,8 @@ impl Firewall {
             self.keeper.request(Command::Install);
         } else if is(State::Displaced) {
             let now = Instant::now();
-            let rested = self
-                .moved
-                .is_none_or(|moved| now.saturating_duration_since(moved) >= MOVE_PAUSE);
+            let rested =
+                self.moved.is_none_or(|moved| now.saturating_duration_since(moved) >= MOVE_PAUSE);
             if rested {
                 self.moved = Some(now);
                 self.keeper.request(Command::Install);

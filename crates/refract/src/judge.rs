@@ -27,13 +27,7 @@ impl Judge {
     /// A judge with an empty roster.
     #[must_use]
     pub fn new(roster: Roster, exemptions: Exemptions, protocols: Protocols) -> Self {
-        Self {
-            roster,
-            exemptions,
-            protocols,
-            counters: Counters::default(),
-            evictions: Vec::new(),
-        }
+        Self { roster, exemptions, protocols, counters: Counters::default(), evictions: Vec::new() }
     }
 
     /// Takes one line, without its newline, that was read at `now`.

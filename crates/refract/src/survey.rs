@@ -28,6 +28,9 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::Error;
 
+/// How much the surveying thread gives way.
+const NICENESS: i32 = 10;
+
 /// What one survey looks for.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
@@ -77,6 +80,9 @@ impl Surveyor {
         let thread = std::thread::Builder::new()
             .name("refract-survey".to_owned())
             .spawn(move || {
+                // The hot thread goes first where both want the same processor. Without the right
+                // to, they are equals.
+                let _ = rustix::process::setpriority_process(None, NICENESS);
                 while let Ok(request) = wanted.recv() {
                     let findings = survey(&mut sockets, conntrack.as_mut(), &ports, &request);
                     if found.send(findings).is_err() {

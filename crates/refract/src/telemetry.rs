@@ -35,8 +35,8 @@ pub fn start(format: LogFormat) -> WorkerGuard {
         .with_writer(writer)
         .with_target(false)
         .with_ansi(io::stderr().is_terminal());
-    let registry = tracing_subscriber::registry()
-        .with(tracing_subscriber::filter::LevelFilter::INFO);
+    let registry =
+        tracing_subscriber::registry().with(tracing_subscriber::filter::LevelFilter::INFO);
     match format {
         LogFormat::Json => {
             registry.with(layer.json().flatten_event(true).with_timer(UtcTime)).init();

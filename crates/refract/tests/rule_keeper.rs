@@ -14,7 +14,7 @@ use std::{
 };
 
 use refract::rule_keeper::{
-    ARGUMENT, Answer, Command, Found, RuleKeeper, RuleKeeperConfig, RuleKeeperError,
+    ARGUMENT, Answer, Command, Found, RuleKeeper, RuleKeeperConfig, RuleKeeperError, RuleSets,
 };
 use refract_kernel::xtables::{NoIpv6, Protocol, Report, State, Variant};
 use rustix::{
@@ -226,8 +226,12 @@ fn a_killed_process_is_noticed_and_another_takes_its_place() {
 
 #[test]
 fn a_program_that_answers_something_else_is_ended() {
-    let config =
-        RuleKeeperConfig { sets: RuleSets::Lasting, protocols: vec![Protocol::Tcp], ports: vec![443..=443], iptables: None };
+    let config = RuleKeeperConfig {
+        sets: RuleSets::Lasting,
+        protocols: vec![Protocol::Tcp],
+        ports: vec![443..=443],
+        iptables: None,
+    };
     let mut keeper = RuleKeeper::start_program(Path::new("/bin/echo"), &config).unwrap();
     let dead = Answer::Died { reason: "its answer cannot be understood".to_owned() };
     assert_eq!(next_answer(&mut keeper), dead);
@@ -243,8 +247,12 @@ fn a_configuration_that_the_process_would_refuse_starts_none() {
         (vec![Protocol::Tcp], 0..=443, None, "holds port 0"),
         (vec![Protocol::Tcp], 443..=443, Some("iptables"), "\"--iptables=iptables\""),
     ] {
-        let config =
-            RuleKeeperConfig { sets: RuleSets::Lasting, protocols, ports: vec![ports], iptables: iptables.map(Into::into) };
+        let config = RuleKeeperConfig {
+            sets: RuleSets::Lasting,
+            protocols,
+            ports: vec![ports],
+            iptables: iptables.map(Into::into),
+        };
         let error = RuleKeeper::start_program(Path::new(REFRACT), &config).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
@@ -285,17 +293,17 @@ fn it_ends_with_the_thread_that_started_it() {
 
 #[test]
 fn hostile_arguments_are_refused_in_one_sentence() {
-    let good = ["--protocols=tcp", "--ports=443"];
+    let good = ["--sets=lasting", "--protocols=tcp", "--ports=443"];
     for (arguments, expected) in [
         (vec![], "does not take the argument \"\""),
-        (vec![good[0], "--ports=443 -j ACCEPT"], "--ports=443 -j ACCEPT"),
-        (vec![good[0], "--ports=443\n-F"], "--ports=443\\n-F"),
-        (vec![good[0], "--ports=$(reboot)"], "--ports=$(reboot)"),
-        (vec![good[0], "--ports=0"], "holds port 0"),
-        (vec!["--protocols=tcp,tcp", good[1]], "a protocol is named twice"),
-        (vec!["--protocols=tcp -F", good[1]], "--protocols=tcp -F"),
-        (vec![good[0], good[1], "--iptables=sh"], "--iptables=sh"),
-        (vec![good[0], good[1], "--iptables=/usr/sbin/iptables", "-F"], "argument \"-F\""),
+        (vec![good[0], good[1], "--ports=443 -j ACCEPT"], "--ports=443 -j ACCEPT"),
+        (vec![good[0], good[1], "--ports=443\n-F"], "--ports=443\\n-F"),
+        (vec![good[0], good[1], "--ports=$(reboot)"], "--ports=$(reboot)"),
+        (vec![good[0], good[1], "--ports=0"], "holds port 0"),
+        (vec![good[0], "--protocols=tcp,tcp", good[2]], "a protocol is named twice"),
+        (vec![good[0], "--protocols=tcp -F", good[2]], "--protocols=tcp -F"),
+        (vec![good[0], good[1], good[2], "--iptables=sh"], "--iptables=sh"),
+        (vec![good[0], good[1], good[2], "--iptables=/usr/sbin/iptables", "-F"], "argument \"-F\""),
     ] {
         let refused = ProcessCommand::new(REFRACT)
             .arg(ARGUMENT)

@@ -258,7 +258,10 @@ mod tests {
     #[test]
     fn a_configuration_survives_being_written_as_arguments_and_read() {
         for (config, expected) in [
-            (config(&[Protocol::Tcp], "443", None), &["--sets=lasting", "--protocols=tcp", "--ports=443"][..]),
+            (
+                config(&[Protocol::Tcp], "443", None),
+                &["--sets=lasting", "--protocols=tcp", "--ports=443"][..],
+            ),
             (
                 config(
                     &[Protocol::Tcp, Protocol::Udp],
@@ -316,7 +319,8 @@ mod tests {
     #[test]
     fn an_argument_that_is_not_text_is_refused() {
         let bytes = OsString::from_vec(b"--protocols=tcp\xff".to_vec());
-        let refused = RuleKeeperConfig::from_arguments(["--sets=lasting".into(), bytes].into_iter());
+        let refused =
+            RuleKeeperConfig::from_arguments(["--sets=lasting".into(), bytes].into_iter());
         assert!(matches!(refused, Err(RuleKeeperError::Argument { .. })));
     }
 
