@@ -25,6 +25,7 @@
 //! | `bounded` | a map that never outgrows its capacity |
 //! | [`verdict`] | what the roster says, and all that a record of it needs |
 //! | [`moment`] | instants without a clock |
+//! | `synthetic` | made-up access logs, behind a feature of that name |
 //! | [`error`] | settings that cannot be, as sentences |
 
 #![forbid(unsafe_code)]
@@ -43,6 +44,8 @@ pub mod rejection;
 pub mod roster;
 mod sessions;
 pub mod sighting;
+#[cfg(any(test, feature = "synthetic"))]
+pub mod synthetic;
 mod tags;
 pub mod verdict;
 
