@@ -2,8 +2,7 @@
 //!
 //! Makes the log of [`refract_core::synthetic`] (in the directory given as an argument, else in
 //! the temporary one), reads it back from the file in blocks, and takes the median of five runs of
-//! each stage; beside it stands `wc -l` on the same file. Then ten million users who come once
-//! each, to see what memory does.
+//! each stage; beside it stands `wc -l` on the same file.
 //!
 //! `cargo bench -p refract-core --bench throughput`
 
@@ -21,13 +20,12 @@ use std::{
 };
 
 use refract_core::{
-    Evidence, Exemptions, Moment, Peer, Policy, Roster, Sighting, Transport, Verdict, access,
+    Evidence, Exemptions, Moment, Policy, Roster, Verdict, access,
     synthetic::{LINE_INTERVAL_NANOS, Shape, SyntheticLog},
 };
 
 const RUNS: usize = 5;
 const BLOCK: usize = 256 * 1024;
-const FLOOD: u64 = 10_000_000;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Cargo passes `--bench`.
@@ -43,8 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     let measured = measure(&path, shape);
     fs::remove_file(&path)?;
-    measured?;
-    flood()
+    measured
 }
 
 fn measure(path: &Path, shape: Shape) -> Result<(), Box<dyn Error>> {
@@ -78,36 +75,6 @@ fn measure(path: &Path, shape: Shape) -> Result<(), Box<dyn Error>> {
         })?;
         Ok(format!("{evictions} evictions, {} users", roster.len()))
     })
-}
-
-/// Every line from a user of its own and a source of its own: the roster's worst case.
-fn flood() -> Result<(), Box<dyn Error>> {
-    let mut roster = Roster::new(Policy::default());
-    println!("{FLOOD} users who come once each:");
-    let started = Instant::now();
-    for number in 0..FLOOD {
-        let [_, a, b, c] = u32::try_from(number)?.to_be_bytes();
-        let user = format!("flood-{number:08}@example.com");
-        let sighting = Sighting {
-            user: user.as_bytes(),
-            peer: Peer { address: [100, a, b, c].into(), port: 1 },
-            transport: Transport::Unstated,
-            inbound: None,
-        };
-        let now = Moment::from_nanos(number * LINE_INTERVAL_NANOS);
-        let _ = roster.observe(&sighting, Evidence::Log, now);
-        if (number + 1) % (FLOOD / 5) == 0 {
-            println!(
-                "  {:>10} {:>8} users {:>6} MB resident",
-                number + 1,
-                roster.len(),
-                resident()?
-            );
-        }
-    }
-    let each = started.elapsed().as_nanos() / u128::from(FLOOD);
-    println!("  {each} ns a line; {:?}", roster.counters());
-    Ok(())
 }
 
 /// A host with a handful of addresses and an allow list of a CDN's size.
@@ -177,11 +144,4 @@ fn each_line(path: &Path, mut each: impl FnMut(&[u8])) -> Result<(), Box<dyn Err
         block.copy_within(start..held, 0);
         held -= start;
     }
-}
-
-/// Resident memory, MB (`/proc/self/status`).
-fn resident() -> Result<u64, Box<dyn Error>> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024)
 }

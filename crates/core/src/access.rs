@@ -234,17 +234,12 @@ fn check_destination(to: &[u8]) -> Result<(), Rejection> {
         let visible = to.iter().all(|byte| *byte > b' ' && *byte != 0x7f);
         return if visible { Ok(()) } else { Err(Rejection::MalformedDestination) };
     }
-    let named = bare.iter().take_while(|byte| is_host_byte(**byte)).count();
-    let (host, rest) = bare.split_at_checked(named).unwrap_or_default();
-    if let Some(digits) = rest.strip_prefix(b":")
-        && (1..=HOST_LIMIT).contains(&host.len())
-    {
-        return match address::port(digits) {
-            Some(_) => Ok(()),
-            None => Err(Rejection::MalformedDestination),
-        };
-    }
     let (host, _) = split_port(bare).ok_or(Rejection::MalformedDestination)?;
+    // Every byte is looked at, without an early end, so that many are looked at in one go.
+    if host.iter().fold(true, |name, byte| name & is_host_byte(*byte)) {
+        let named = host.len() <= HOST_LIMIT;
+        return if named { Ok(()) } else { Err(Rejection::MalformedDestination) };
+    }
     if is_masked(host) {
         return Err(Rejection::Masked);
     }

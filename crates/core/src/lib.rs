@@ -22,6 +22,7 @@
 //! | `neighbours` | who else is at a source |
 //! | `identity` | names that differ in case alone are one user |
 //! | `tags` | names of inbounds, each kept once |
+//! | `few` | a list that is nearly always one item long |
 //! | `bounded` | a map that never outgrows its capacity |
 //! | [`verdict`] | what the roster says, and all that a record of it needs |
 //! | [`moment`] | instants without a clock |
@@ -35,6 +36,7 @@ mod address;
 mod bounded;
 pub mod error;
 pub mod exempt;
+mod few;
 mod identity;
 pub mod moment;
 mod neighbours;
