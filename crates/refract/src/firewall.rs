@@ -13,10 +13,11 @@ use std::{
 };
 
 use refract_kernel::{
+    Error as KernelError,
     ban_set::SetState,
     ban_sets::{BanSets, Installed, SetNames, Settings},
     ruleset_events::RulesetEvents,
-    xtables::{Protocol, State, Variant, Xtables},
+    xtables::{ProgramFailure, Protocol, State, Variant, Xtables},
 };
 use tracing::{error, info, warn};
 
@@ -265,12 +266,18 @@ pub fn uninstall(iptables: Option<PathBuf>) -> Result<Vec<String>, Error> {
     let temporary = RuleKeeperConfig { sets: RuleSets::Temporary, ..config.clone() };
     let mut said = Vec::new();
     // The rule may have been put there by another variant than the one that is the default now.
-    for program in [None, iptables].into_iter().chain(VARIANTS.map(|path| Some(path.into()))) {
-        if program.as_ref().is_some_and(|path| !path.exists()) {
-            continue;
-        }
+    let legacy = legacy_is_used().then(|| PathBuf::from(LEGACY)).filter(|path| path.exists());
+    let nft = Some(PathBuf::from(NFT)).filter(|path| path.exists());
+    let mut programs = vec![iptables];
+    programs.extend([legacy, nft].into_iter().flatten().map(Some));
+    for program in programs {
         for config in [&config, &temporary] {
-            let xtables = Xtables::find(program.as_deref(), config.plan()?)?;
+            let xtables = match Xtables::find(program.as_deref(), config.plan()?) {
+                Ok(xtables) => xtables,
+                // Where there is no iptables there is no rule of its making.
+                Err(KernelError::Program { source: ProgramFailure::NotFound, .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
             let found = xtables.remove()?;
             if [Some(found.v4), found.v6.ok()].iter().flatten().any(|s| *s != State::Missing) {
                 said.push(format!("removed the rule from {}", xtables.path().display()));
@@ -291,7 +298,17 @@ pub fn uninstall(iptables: Option<PathBuf>) -> Result<Vec<String>, Error> {
 }
 
 /// Where distributions put the two variants of iptables.
-const VARIANTS: [&str; 2] = ["/usr/sbin/iptables-nft", "/usr/sbin/iptables-legacy"];
+const NFT: &str = "/usr/sbin/iptables-nft";
+const LEGACY: &str = "/usr/sbin/iptables-legacy";
+
+/// Whether legacy iptables has a filter table in this network namespace. Its program would make one
+/// by merely looking.
+fn legacy_is_used() -> bool {
+    ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"]
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .any(|tables| tables.lines().any(|table| table == "filter"))
+}
 
 fn settings(names: SetNames, flags: &Flags) -> Settings {
     Settings { names, flows: flags.proto.udp, default_timeout: flags.timeout }
