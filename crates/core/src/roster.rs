@@ -95,10 +95,7 @@ impl Roster {
     /// call looks at a bounded number of entries, so it never holds up the caller.
     pub fn tick(&mut self, now: Moment) {
         let policy = self.policy;
-        let forgotten = self.users.sweep(SWEPT_PER_TICK, |sessions| {
-            sessions.forget(&policy, now);
-            now.saturating_since(sessions.last()) < policy.forget_after()
-        });
+        let forgotten = self.users.sweep(SWEPT_PER_TICK, |sessions| sessions.forget(&policy, now));
         self.counters.forgotten_users += u64::try_from(forgotten).unwrap_or_default();
         self.neighbours.sweep(SWEPT_PER_TICK, now);
     }
@@ -151,7 +148,7 @@ impl Roster {
         let user_hash = self.users.hash_of::<[u8]>(user);
         self.neighbours.note(source, user_hash, now);
         let tag = self.tags.keep(sighting.inbound);
-        let (sessions, evicted) = self.users.get_or_insert(user.into(), || Sessions::new(now));
+        let (sessions, evicted) = self.users.get_or_insert(user.into(), Sessions::new);
         self.counters.evicted_users += u64::from(evicted.is_some());
         let ruling = sessions.judge(arrival, tag, &self.policy, now);
         let Ruling::Evict { ground, offenders } = ruling else { return Verdict::Admit };
@@ -171,7 +168,7 @@ impl Roster {
 
     fn offender(&self, session: &Session, user_hash: u64, now: Moment) -> Offender {
         Offender {
-            source: session.source,
+            source: self.policy.source(session.peer.address),
             peer: session.peer,
             transport: session.transport,
             inbound: self.tags.name(session.tag).map(Box::from),
@@ -180,10 +177,11 @@ impl Roster {
     }
 
     fn measure(&self, session: &Session, user_hash: u64, now: Moment) -> Measure {
+        let source = self.policy.source(session.peer.address);
         if session.transport == Transport::Udp && !self.policy.udp_ban() {
             return Measure::Kill(Restraint::UnprovenAddress);
         }
-        match self.neighbours.company(session.source, user_hash, now) {
+        match self.neighbours.company(source, user_hash, now) {
             Company::Alone => Measure::Ban,
             Company::Shared => Measure::Kill(Restraint::SharedSource),
             Company::Unknown => Measure::Kill(Restraint::UnknownNeighbours),
