@@ -1,7 +1,7 @@
 //! Who is live from where: sightings and moments in, verdicts out.
 //!
 //! Takes what the log says ([`Sighting`]) and when it was read; makes a [`Verdict`] for each
-//! sighting, by the rule in [`sessions`](crate::sessions). It does no I/O and reads no clock, so
+//! sighting, by the rule in `sessions`. It does no I/O and reads no clock, so
 //! the same sightings at the same moments always give the same verdicts. It does not ask whether
 //! an address is exempt: that is [`Exemptions`](crate::Exemptions), before a sighting comes here.
 //!
@@ -10,6 +10,8 @@
 //! cut off if the victim is live elsewhere, and the victim, if the forged address was there first.
 //! The measure is the milder one where anybody else was seen at the address, and no address of the
 //! [`Exemptions`](crate::Exemptions) comes this far; more than that takes evidence from the kernel.
+//! In the other direction, whoever writes another user's line from his own address, or a flood of
+//! lines, makes every measure against him the milder one: killed, and killed again, not banned.
 //!
 //! **Bounds.** Users, the sources of each, and the sources known for their neighbours are all
 //! bounded; what goes when they are full is the longest silent of sixteen (users, neighbours) and

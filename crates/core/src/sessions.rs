@@ -308,3 +308,69 @@ impl Session {
 pub(crate) fn note_interval(policy: &Policy) -> Duration {
     policy.forget_after() / 24
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Terms;
+
+    fn at_second(second: u64) -> Moment {
+        Moment::default().saturating_add(Duration::from_secs(second))
+    }
+
+    fn arrival(policy: &Policy, number: u16) -> Arrival {
+        let [high, low] = number.to_be_bytes();
+        let peer = Peer { address: [198, 18, high, low].into(), port: 1 };
+        Arrival { source: policy.source(peer.address), peer, transport: Transport::Unstated }
+    }
+
+    #[test]
+    fn a_traveller_is_remembered_at_so_many_sources_and_no_more() {
+        let policy = Policy::default();
+        let mut sessions = Sessions::new();
+        for number in 0..1_000 {
+            let now = at_second(u64::from(number) * 10);
+            let ruling = sessions.judge(arrival(&policy, number), Tag::default(), &policy, now);
+            assert!(matches!(ruling, Ruling::Admit));
+            assert!(sessions.by_seniority.len() <= policy.sources_per_user());
+        }
+        assert_eq!(sessions.by_seniority.len(), policy.sources_per_user());
+        let oldest = 1_000 - u16::try_from(policy.sources_per_user()).unwrap();
+        let now = at_second(9_990);
+        assert!(sessions.known(arrival(&policy, oldest).source, &policy, now).is_some());
+        assert!(sessions.known(arrival(&policy, oldest - 1).source, &policy, now).is_none());
+    }
+
+    #[test]
+    fn a_full_memory_never_costs_a_live_session_its_place() {
+        let policy = Policy::new(Terms { places: 3, ..Terms::default() }).unwrap();
+        let mut sessions = Sessions::new();
+        for number in 0..500 {
+            let now = at_second(u64::from(number) * 10);
+            // Two stay, the third place is taken by one after the other.
+            for stays in [1_000, 1_001] {
+                if sessions.renew(arrival(&policy, stays), &policy, now) == Renewal::NotLive {
+                    let arrival = arrival(&policy, stays);
+                    let ruling = sessions.judge(arrival, Tag::default(), &policy, now);
+                    assert!(matches!(ruling, Ruling::Admit), "{number}");
+                }
+            }
+            for step in 0..3u64 {
+                let now = at_second(u64::from(number) * 10 + step * 4);
+                for stays in [1_000, 1_001] {
+                    let renewal = sessions.renew(arrival(&policy, stays), &policy, now);
+                    assert_ne!(renewal, Renewal::NotLive, "{number}, {step}");
+                }
+            }
+            let now = at_second(u64::from(number) * 10 + 8);
+            let ruling = sessions.judge(arrival(&policy, number), Tag::default(), &policy, now);
+            assert!(matches!(ruling, Ruling::Admit), "{number}");
+        }
+    }
+
+    /// What a user costs in memory; the roster holds up to `Policy::users` of them.
+    #[test]
+    fn a_user_with_one_source_fits_two_cache_lines() {
+        assert!(size_of::<Sessions>() <= 128 - 32 - 8, "{}", size_of::<Sessions>());
+    }
+}
