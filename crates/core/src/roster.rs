@@ -1,7 +1,7 @@
 //! Who is live from where: sightings and moments in, verdicts out.
 //!
 //! Takes what the log says ([`Sighting`]) and when it was read; makes a [`Verdict`] for each
-//! sighting, by the rule in [`sessions`](crate::sessions). It does no I/O and reads no clock, so
+//! sighting, by the rule in `sessions`. It does no I/O and reads no clock, so
 //! the same sightings at the same moments always give the same verdicts. It does not ask whether
 //! an address is exempt: that is [`Exemptions`](crate::Exemptions), before a sighting comes here.
 //!
@@ -10,6 +10,8 @@
 //! cut off if the victim is live elsewhere, and the victim, if the forged address was there first.
 //! The measure is the milder one where anybody else was seen at the address, and no address of the
 //! [`Exemptions`](crate::Exemptions) comes this far; more than that takes evidence from the kernel.
+//! In the other direction, whoever writes another user's line from his own address, or a flood of
+//! lines, makes every measure against him the milder one: killed, and killed again, not banned.
 //!
 //! **Bounds.** Users, the sources of each, and the sources known for their neighbours are all
 //! bounded; what goes when they are full is the longest silent of sixteen (users, neighbours) and
@@ -95,10 +97,7 @@ impl Roster {
     /// call looks at a bounded number of entries, so it never holds up the caller.
     pub fn tick(&mut self, now: Moment) {
         let policy = self.policy;
-        let forgotten = self.users.sweep(SWEPT_PER_TICK, |sessions| {
-            sessions.forget(&policy, now);
-            now.saturating_since(sessions.last()) < policy.forget_after()
-        });
+        let forgotten = self.users.sweep(SWEPT_PER_TICK, |sessions| sessions.forget(&policy, now));
         self.counters.forgotten_users += u64::try_from(forgotten).unwrap_or_default();
         self.neighbours.sweep(SWEPT_PER_TICK, now);
     }
@@ -151,7 +150,7 @@ impl Roster {
         let user_hash = self.users.hash_of::<[u8]>(user);
         self.neighbours.note(source, user_hash, now);
         let tag = self.tags.keep(sighting.inbound);
-        let (sessions, evicted) = self.users.get_or_insert(user.into(), || Sessions::new(now));
+        let (sessions, evicted) = self.users.get_or_insert(user.into(), Sessions::new);
         self.counters.evicted_users += u64::from(evicted.is_some());
         let ruling = sessions.judge(arrival, tag, &self.policy, now);
         let Ruling::Evict { ground, offenders } = ruling else { return Verdict::Admit };
@@ -171,7 +170,7 @@ impl Roster {
 
     fn offender(&self, session: &Session, user_hash: u64, now: Moment) -> Offender {
         Offender {
-            source: session.source,
+            source: self.policy.source(session.peer.address),
             peer: session.peer,
             transport: session.transport,
             inbound: self.tags.name(session.tag).map(Box::from),
@@ -180,10 +179,11 @@ impl Roster {
     }
 
     fn measure(&self, session: &Session, user_hash: u64, now: Moment) -> Measure {
+        let source = self.policy.source(session.peer.address);
         if session.transport == Transport::Udp && !self.policy.udp_ban() {
             return Measure::Kill(Restraint::UnprovenAddress);
         }
-        match self.neighbours.company(session.source, user_hash, now) {
+        match self.neighbours.company(source, user_hash, now) {
             Company::Alone => Measure::Ban,
             Company::Shared => Measure::Kill(Restraint::SharedSource),
             Company::Unknown => Measure::Kill(Restraint::UnknownNeighbours),

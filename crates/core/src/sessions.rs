@@ -62,10 +62,10 @@ pub(crate) enum Ruling {
     Evict { ground: Ground, offenders: Vec<Session> },
 }
 
-/// The user at a source.
+/// The user at a source: the source of the peer, which is not kept beside it, because what each
+/// line reads should be small.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Session {
-    pub(crate) source: Source,
     pub(crate) peer: Peer,
     pub(crate) transport: Transport,
     pub(crate) tag: Tag,
@@ -112,26 +112,24 @@ impl Offences {
 pub(crate) struct Sessions {
     /// In the order in which they began, the most senior first.
     by_seniority: Few<Session>,
-    /// Elsewhere in memory: most users have none, and what each line reads should be small.
+    /// Elsewhere in memory: most users have none.
     offences: Option<Box<Offences>>,
-    last: Moment,
 }
 
 impl Sessions {
-    pub(crate) fn new(now: Moment) -> Self {
-        Self { by_seniority: Few::new(), offences: None, last: now }
+    pub(crate) const fn new() -> Self {
+        Self { by_seniority: Few::new(), offences: None }
     }
 
-    /// When any line of this user was last seen.
-    pub(crate) const fn last(&self) -> Moment {
-        self.last
+    /// When a source that held a place was last heard.
+    pub(crate) fn last(&self) -> Moment {
+        self.by_seniority.iter().map(|session| session.last).max().unwrap_or_default()
     }
 
     /// Takes a line of a live session: the hot path.
     pub(crate) fn renew(&mut self, arrival: Arrival, policy: &Policy, now: Moment) -> Renewal {
-        self.last = now;
         let Some(session) =
-            self.by_seniority.iter_mut().find(|session| session.source == arrival.source)
+            self.by_seniority.iter_mut().find(|session| session.is_at(arrival.source))
         else {
             return Renewal::NotLive;
         };
@@ -156,9 +154,7 @@ impl Sessions {
         policy: &Policy,
         now: Moment,
     ) -> Ruling {
-        self.last = now;
         let newcomer = Session {
-            source: arrival.source,
             peer: arrival.peer,
             transport: arrival.transport,
             tag,
@@ -177,7 +173,7 @@ impl Sessions {
         }
         let held = self.live(family, policy, now).count();
         if held < policy.places() {
-            self.begin(newcomer, policy, now);
+            self.begin(newcomer, arrival.source, policy, now);
             return Ruling::Admit;
         }
         *self.offences.get_or_insert_default().of(family) =
@@ -186,7 +182,7 @@ impl Sessions {
             Keep::First => vec![newcomer],
             Keep::Last => {
                 let offenders = self.oust(held + 1 - policy.places(), family, policy, now);
-                self.begin(newcomer, policy, now);
+                self.begin(newcomer, arrival.source, policy, now);
                 offenders
             }
         };
@@ -199,7 +195,7 @@ impl Sessions {
             .iter()
             .filter(|session| session.is_live(policy.window(), now))
             .map(|session| Incumbent {
-                source: session.source,
+                source: policy.source(session.peer.address),
                 peer: session.peer,
                 age: now.saturating_since(session.began),
                 silence: now.saturating_since(session.last),
@@ -207,15 +203,16 @@ impl Sessions {
             .collect()
     }
 
-    /// Forgets the sources that were silent for too long.
-    pub(crate) fn forget(&mut self, policy: &Policy, now: Moment) {
+    /// Forgets the sources that were silent for too long; `false` when there is none left.
+    pub(crate) fn forget(&mut self, policy: &Policy, now: Moment) -> bool {
         self.by_seniority.retain(|session| !session.is_forgotten(policy, now));
+        self.by_seniority.len() > 0
     }
 
     fn known(&self, source: Source, policy: &Policy, now: Moment) -> Option<&Session> {
         self.by_seniority
             .iter()
-            .find(|session| session.source == source && !session.is_forgotten(policy, now))
+            .find(|session| session.is_at(source) && !session.is_forgotten(policy, now))
     }
 
     /// Whether a source of `family` that this user was never at is the device that is banned in
@@ -248,7 +245,7 @@ impl Sessions {
         now: Moment,
     ) -> impl Iterator<Item = &'a Session> {
         self.by_seniority.iter().filter(move |session| {
-            session.source.family() == family && session.is_live(policy.window(), now)
+            Family::from(session.peer.address) == family && session.is_live(policy.window(), now)
         })
     }
 
@@ -258,7 +255,8 @@ impl Sessions {
         self.by_seniority
             .iter_mut()
             .filter(|session| {
-                session.source.family() == family && session.is_live(policy.window(), now)
+                Family::from(session.peer.address) == family
+                    && session.is_live(policy.window(), now)
             })
             .take(count)
             .map(|session| {
@@ -268,8 +266,8 @@ impl Sessions {
             .collect()
     }
 
-    fn begin(&mut self, newcomer: Session, policy: &Policy, now: Moment) {
-        self.by_seniority.retain(|session| session.source != newcomer.source);
+    fn begin(&mut self, newcomer: Session, source: Source, policy: &Policy, now: Moment) {
+        self.by_seniority.retain(|session| !session.is_at(source));
         if self.by_seniority.len() >= policy.sources_per_user() {
             // Live ones are never forgotten for a newcomer: there are at most two places' worth of
             // them, and room for more than that.
@@ -278,14 +276,20 @@ impl Sessions {
                 .iter()
                 .filter(|session| !session.is_live(policy.window(), now))
                 .min_by_key(|session| session.last)
-                .map(|session| session.source);
-            self.by_seniority.retain(|session| Some(session.source) != silent);
+                .map(|session| policy.source(session.peer.address));
+            if let Some(silent) = silent {
+                self.by_seniority.retain(|session| !session.is_at(silent));
+            }
         }
         self.by_seniority.push(newcomer);
     }
 }
 
 impl Session {
+    fn is_at(&self, source: Source) -> bool {
+        source.network().contains(self.peer.address)
+    }
+
     fn is_live(&self, window: Duration, now: Moment) -> bool {
         self.banned_until == Moment::default() && now.saturating_since(self.last) < window
     }
@@ -303,4 +307,70 @@ impl Session {
 /// not to age much, seldom enough to cost nothing.
 pub(crate) fn note_interval(policy: &Policy) -> Duration {
     policy.forget_after() / 24
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Terms;
+
+    fn at_second(second: u64) -> Moment {
+        Moment::default().saturating_add(Duration::from_secs(second))
+    }
+
+    fn arrival(policy: &Policy, number: u16) -> Arrival {
+        let [high, low] = number.to_be_bytes();
+        let peer = Peer { address: [198, 18, high, low].into(), port: 1 };
+        Arrival { source: policy.source(peer.address), peer, transport: Transport::Unstated }
+    }
+
+    #[test]
+    fn a_traveller_is_remembered_at_so_many_sources_and_no_more() {
+        let policy = Policy::default();
+        let mut sessions = Sessions::new();
+        for number in 0..1_000 {
+            let now = at_second(u64::from(number) * 10);
+            let ruling = sessions.judge(arrival(&policy, number), Tag::default(), &policy, now);
+            assert!(matches!(ruling, Ruling::Admit));
+            assert!(sessions.by_seniority.len() <= policy.sources_per_user());
+        }
+        assert_eq!(sessions.by_seniority.len(), policy.sources_per_user());
+        let oldest = 1_000 - u16::try_from(policy.sources_per_user()).unwrap();
+        let now = at_second(9_990);
+        assert!(sessions.known(arrival(&policy, oldest).source, &policy, now).is_some());
+        assert!(sessions.known(arrival(&policy, oldest - 1).source, &policy, now).is_none());
+    }
+
+    #[test]
+    fn a_full_memory_never_costs_a_live_session_its_place() {
+        let policy = Policy::new(Terms { places: 3, ..Terms::default() }).unwrap();
+        let mut sessions = Sessions::new();
+        for number in 0..500 {
+            let now = at_second(u64::from(number) * 10);
+            // Two stay, the third place is taken by one after the other.
+            for stays in [1_000, 1_001] {
+                if sessions.renew(arrival(&policy, stays), &policy, now) == Renewal::NotLive {
+                    let arrival = arrival(&policy, stays);
+                    let ruling = sessions.judge(arrival, Tag::default(), &policy, now);
+                    assert!(matches!(ruling, Ruling::Admit), "{number}");
+                }
+            }
+            for step in 0..3u64 {
+                let now = at_second(u64::from(number) * 10 + step * 4);
+                for stays in [1_000, 1_001] {
+                    let renewal = sessions.renew(arrival(&policy, stays), &policy, now);
+                    assert_ne!(renewal, Renewal::NotLive, "{number}, {step}");
+                }
+            }
+            let now = at_second(u64::from(number) * 10 + 8);
+            let ruling = sessions.judge(arrival(&policy, number), Tag::default(), &policy, now);
+            assert!(matches!(ruling, Ruling::Admit), "{number}");
+        }
+    }
+
+    /// What a user costs in memory; the roster holds up to `Policy::users` of them.
+    #[test]
+    fn a_user_with_one_source_fits_two_cache_lines() {
+        assert!(size_of::<Sessions>() <= 128 - 32 - 8, "{}", size_of::<Sessions>());
+    }
 }

@@ -93,7 +93,8 @@ pub struct Offender {
     pub peer: Peer,
     /// The transport that was logged with the peer.
     pub transport: Transport,
-    /// The inbound that was logged with the peer, when one was.
+    /// The inbound of this line or, for a session that lost its place, of the line that began it;
+    /// absent when that named none.
     pub inbound: Option<Box<[u8]>>,
     /// How far Refract may go.
     pub measure: Measure,
