@@ -11,7 +11,7 @@ use memchr::memchr_iter;
 /// The longest line that is taken, bytes without the newline.
 ///
 /// Xray writes lines below 700 bytes, except for a plain HTTP request's URL (without bound) and a
-/// SOCKS4a host name (8,091 bytes); neither names a user who could be judged by it.
+/// `SOCKS4a` host name (8,091 bytes); neither names a user who could be judged by it.
 pub const MAX_LINE: usize = 16 * 1024;
 
 /// Cuts a stream of bytes into lines. Holds at most [`MAX_LINE`] bytes, however long a line is.

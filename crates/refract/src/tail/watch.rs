@@ -1,0 +1,280 @@
+//! The inotify side: every directory on the way to the log, and the followed files themselves.
+//!
+//! Takes the log's path; makes "this file was written to" and "look at the path again". A name is
+//! looked up only after its directory is watched, so no change can fall between. It opens no log
+//! and reads none, and it trusts no event further than to look.
+
+use std::{
+    collections::VecDeque,
+    ffi::{CStr, CString, OsString},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use rustix::{
+    fs::{
+        FileType,
+        inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
+        lstat, readlink,
+    },
+    io::Errno,
+};
+
+use super::news::TailError;
+
+/// What is asked about a followed file: writes and truncation (`IN_MODIFY`), and what may mean that
+/// it lost its name or its mode changed.
+const FILE: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::ATTRIB).union(WatchFlags::MOVE_SELF);
+/// What is asked about a directory on the way. `IN_ATTRIB` also tells of a mode that changed on a
+/// file in it, which cannot be watched itself while it is unreadable.
+const DIRECTORY: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVED_FROM)
+    .union(WatchFlags::MOVED_TO)
+    .union(WatchFlags::ATTRIB)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::ONLYDIR)
+    .union(WatchFlags::DONT_FOLLOW);
+/// Room for the events of one read, bytes: 256 writes, or some 60 changes of a directory.
+const EVENTS: usize = 4096;
+/// Links followed on the way before giving up, as the kernel does (linux/namei.h, `MAXSYMLINKS`).
+const LINKS: usize = 40;
+/// Renames kept in mind at once; the oldest is forgotten first.
+const RENAMES: usize = 16;
+
+/// What a batch of events asks for, beyond reading the files that were written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Asked {
+    /// Nothing.
+    Nothing,
+    /// The path may lead elsewhere: look at it.
+    LookAtPath,
+    /// Events were lost (`IN_Q_OVERFLOW`): look at the path and at every file.
+    LookAtAll,
+}
+
+/// Where the way to the log led.
+#[derive(Debug, Default)]
+pub(super) struct Way {
+    /// The way leads into `/proc`, whose links are not what they read as.
+    pub(super) into_proc: bool,
+    /// The log's directory could not be watched, and why.
+    pub(super) unwatched: Option<(PathBuf, Errno)>,
+}
+
+/// One name on the way, and the directory it is looked up in.
+#[derive(Debug)]
+struct Step {
+    directory: i32,
+    name: OsString,
+}
+
+/// The inotify instance and what it watches.
+#[derive(Debug)]
+pub(super) struct Watches {
+    inotify: OwnedFd,
+    steps: Vec<Step>,
+    /// The directory that holds the log's file, links resolved, once the way led that far.
+    home: Option<PathBuf>,
+    /// Cookies of files that left the log's name and have not been seen to arrive.
+    leaving: VecDeque<u32>,
+    /// Names in `home` that files which had the log's name have now, oldest first.
+    moved: VecDeque<CString>,
+}
+
+impl Watches {
+    pub(super) fn new() -> Result<Self, TailError> {
+        let inotify =
+            inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(|source| {
+                TailError {
+                    operation: "open",
+                    object: "an inotify instance (see the sysctl fs.inotify.max_user_instances)"
+                        .to_owned(),
+                    source,
+                }
+            })?;
+        Ok(Self {
+            inotify,
+            steps: Vec::new(),
+            home: None,
+            leaving: VecDeque::new(),
+            moved: VecDeque::new(),
+        })
+    }
+
+    /// Watches the file behind `fd`, whatever name it has.
+    pub(super) fn watch_file(&self, fd: BorrowedFd<'_>) -> Result<i32, Errno> {
+        inotify::add_watch(&self.inotify, format!("/proc/self/fd/{}", fd.as_raw_fd()), FILE)
+    }
+
+    /// Ends a watch. It may have ended by itself, with its file.
+    pub(super) fn unwatch(&self, watch: i32) {
+        let _ = inotify::remove_watch(&self.inotify, watch);
+    }
+
+    /// Takes the events that are waiting: one read, unless one of them concerns the path, when the
+    /// queue is emptied so that the path is looked at with all that is known. `written` is given
+    /// the watch of each file that was written to.
+    pub(super) fn take(&mut self, mut written: impl FnMut(i32)) -> Asked {
+        let mut buffer = [MaybeUninit::uninit(); EVENTS];
+        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        let mut asked = Asked::Nothing;
+        loop {
+            // The error is EAGAIN: the queue is empty.
+            let Ok(event) = reader.next() else { return asked };
+            let (watch, what, cookie) = (event.wd(), event.events(), event.cookie());
+            if what.contains(ReadFlags::QUEUE_OVERFLOW) {
+                asked = Asked::LookAtAll;
+            } else if !self.steps.iter().any(|step| step.directory == watch) {
+                written(watch);
+                if what.difference(ReadFlags::MODIFY | ReadFlags::IGNORED) != ReadFlags::empty() {
+                    asked = asked.max(Asked::LookAtPath);
+                }
+            } else if let Some(name) = event.file_name() {
+                let home = self.steps.last().filter(|step| step.directory == watch);
+                if let Some(log) = home {
+                    let is_log = log.name.as_bytes() == name.to_bytes();
+                    note_rename(&mut self.leaving, &mut self.moved, is_log, what, cookie, name);
+                }
+                let on_the_way = |step: &Step| {
+                    step.directory == watch && step.name.as_bytes() == name.to_bytes()
+                };
+                if self.steps.iter().any(on_the_way) {
+                    asked = asked.max(Asked::LookAtPath);
+                }
+            } else {
+                asked = asked.max(Asked::LookAtPath);
+            }
+            if asked == Asked::Nothing && reader.is_buffer_empty() {
+                return asked;
+            }
+        }
+    }
+
+    /// Goes to the log name by name, as the kernel would, and watches every directory on the way;
+    /// where the way ends early, the last of them is the nearest that exists.
+    pub(super) fn trace(&mut self, log: &Path) -> Way {
+        let former = std::mem::take(&mut self.steps);
+        let mut way = Way::default();
+        let mut here = PathBuf::from("/");
+        let mut ahead = names(log);
+        let mut links = 0;
+        self.home = None;
+        while let Some(name) = ahead.pop() {
+            if name == ".." {
+                here.pop();
+                continue;
+            }
+            match inotify::add_watch(&self.inotify, &here, DIRECTORY) {
+                Ok(directory) => self.steps.push(Step { directory, name: name.clone() }),
+                // A directory that may be passed but not listed cannot be watched. Only in the
+                // log's own one does that matter day by day.
+                Err(source) if ahead.is_empty() => way.unwatched = Some((here.clone(), source)),
+                Err(_) => {}
+            }
+            if here.starts_with("/proc") {
+                way.into_proc = true;
+            }
+            let next = here.join(&name);
+            let Ok(found) = lstat(&next) else {
+                self.home = ahead.is_empty().then_some(here);
+                break;
+            };
+            if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
+                if ahead.is_empty() {
+                    self.home = Some(here);
+                    break;
+                }
+                here = next;
+                continue;
+            }
+            links += 1;
+            let Ok(target) = readlink(&next, Vec::new()) else { break };
+            if links > LINKS {
+                break;
+            }
+            let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+            if target.is_absolute() {
+                here = PathBuf::from("/");
+            }
+            ahead.extend(names(&target));
+        }
+        for step in former {
+            if !self.steps.iter().any(|kept| kept.directory == step.directory) {
+                self.unwatch(step.directory);
+            }
+        }
+        way
+    }
+
+    /// Where files that once had the log's name are now, oldest first; each is given once.
+    pub(super) fn moved(&mut self) -> Vec<PathBuf> {
+        let Some(home) = &self.home else { return Vec::new() };
+        let into = |name: CString| home.join(OsString::from_vec(name.into_bytes()));
+        self.moved.drain(..).map(into).collect()
+    }
+}
+
+impl AsFd for Watches {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+/// Keeps track of the names that rotated files go by, so that a file which came and went between
+/// two looks is still found. A rename is two events with one cookie.
+fn note_rename(
+    leaving: &mut VecDeque<u32>,
+    moved: &mut VecDeque<CString>,
+    is_log: bool,
+    what: ReadFlags,
+    cookie: u32,
+    name: &CStr,
+) {
+    let known = moved.iter().position(|moved| moved.as_c_str() == name);
+    if what.contains(ReadFlags::MOVED_TO) {
+        let arriving = leaving.iter().position(|&left| left == cookie);
+        if let Some(known) = known {
+            moved.remove(known);
+        }
+        if let Some(arriving) = arriving {
+            leaving.remove(arriving);
+            if !is_log {
+                keep_latest(moved, name.to_owned());
+            }
+        }
+    } else if what.contains(ReadFlags::MOVED_FROM) {
+        if let Some(known) = known {
+            moved.remove(known);
+        }
+        if is_log || known.is_some() {
+            keep_latest(leaving, cookie);
+        }
+    } else if what.contains(ReadFlags::DELETE)
+        && let Some(known) = known
+    {
+        moved.remove(known);
+    }
+}
+
+fn keep_latest<T>(queue: &mut VecDeque<T>, item: T) {
+    if queue.len() == RENAMES {
+        queue.pop_front();
+    }
+    queue.push_back(item);
+}
+
+/// The names of a path, last first, without `/` and `.`.
+fn names(path: &Path) -> Vec<OsString> {
+    let name = |component: Component<'_>| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    path.components().rev().filter_map(name).collect()
+}
