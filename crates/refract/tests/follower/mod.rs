@@ -15,21 +15,21 @@ use rustix::{
 /// How long an event that must come may take before the test has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Follower {
-    pub tail: Tail,
-    pub now: Instant,
-    pub lines: Vec<String>,
-    pub ended: bool,
+pub(crate) struct Follower {
+    pub(crate) tail: Tail,
+    pub(crate) now: Instant,
+    pub(crate) lines: Vec<String>,
+    pub(crate) ended: bool,
     epoll: OwnedFd,
 }
 
 impl Follower {
     /// Follows `log` and reads what is there.
-    pub fn of(log: &Path) -> Self {
+    pub(crate) fn of(log: &Path) -> Self {
         Self::of_target(&LogTarget::Path(log.to_owned()))
     }
 
-    pub fn of_target(target: &LogTarget) -> Self {
+    pub(crate) fn of_target(target: &LogTarget) -> Self {
         let now = Instant::now();
         let tail = Tail::open(target, now).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
@@ -43,7 +43,7 @@ impl Follower {
     }
 
     /// Reads until the tail says that there is no more.
-    pub fn read(&mut self) {
+    pub(crate) fn read(&mut self) {
         loop {
             let lines = &mut self.lines;
             let take = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned());
@@ -60,7 +60,7 @@ impl Follower {
 
     /// Answers every wake that is due. What this thread did to a file has been announced by the
     /// time that its system call returns, so this needs no waiting.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.read();
         while self.wait(Duration::ZERO) {
             self.tail.woken(self.now);
@@ -69,40 +69,40 @@ impl Follower {
     }
 
     /// Takes in the announcements without reading, as a caller does that is slow to read.
-    pub fn notice(&mut self) {
+    pub(crate) fn notice(&mut self) {
         while self.wait(Duration::ZERO) {
             self.tail.woken(self.now);
         }
     }
 
     /// Lets time pass, checks and reads.
-    pub fn check_after(&mut self, time: Duration) {
+    pub(crate) fn check_after(&mut self, time: Duration) {
         self.now += time;
         self.tail.check(self.now);
         self.read();
     }
 
     /// Answers wakes until so many lines have come.
-    pub fn await_lines(&mut self, count: usize) {
+    pub(crate) fn await_lines(&mut self, count: usize) {
         while self.lines.len() < count {
             self.await_wake();
         }
     }
 
     /// Answers one wake.
-    pub fn await_wake(&mut self) {
+    pub(crate) fn await_wake(&mut self) {
         assert!(self.wait(PATIENCE), "nothing happened");
         self.tail.woken(self.now);
         self.read();
     }
 
-    pub fn news(&mut self) -> Vec<News> {
+    pub(crate) fn news(&mut self) -> Vec<News> {
         std::iter::from_fn(|| self.tail.news()).collect()
     }
 
     /// Settles and compares all lines since the last time.
     #[track_caller]
-    pub fn expect(&mut self, lines: &[&str]) {
+    pub(crate) fn expect(&mut self, lines: &[&str]) {
         self.settle();
         assert_eq!(self.lines, lines);
         self.lines.clear();
