@@ -7,7 +7,12 @@
 mod link;
 mod support;
 
-use std::{collections::BTreeSet, net::UdpSocket, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, UdpSocket},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use link::join;
 use refract_kernel::{conntrack::Conntrack, networks::Networks};

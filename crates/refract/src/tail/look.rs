@@ -59,9 +59,9 @@ impl Tail {
         let unwatched = self.watch_files(&log).or(directory);
         if self.unwatched != unwatched {
             self.unwatched.clone_from(&unwatched);
-            unwatched
-                .into_iter()
-                .for_each(|trouble| tell(&mut self.news, News::Unwatched(trouble)));
+            if let Some(trouble) = unwatched {
+                tell(&mut self.news, News::Unwatched(trouble));
+            }
         }
         self.leave_surplus();
     }
@@ -101,7 +101,12 @@ impl Tail {
                 self.begin = Begin::AtStart;
                 Found::Nothing
             }
-            _ => Found::Unreadable(Trouble::reading(log, why)),
+            why => {
+                if why == Errno::LOOP {
+                    self.begin = Begin::AtStart;
+                }
+                Found::Unreadable(Trouble::reading(log, why))
+            }
         }
     }
 

@@ -21,7 +21,7 @@
 //!   to its end is left, or the oldest if none has.
 //! - A file that was cut short is read on from its new end, one that was written anew from its
 //!   start. What was cut off unread is lost, and nothing else is. (A file that is cut short, but
-//!   not to nothing, and grows past the old place before it is looked at counts as written anew.)
+//!   not to nothing, and written to before it is looked at is taken for one of the two.)
 //! - A file that carries the log's name only between two looks is found by its rename, if it stays
 //!   in the directory; one that is deleted, or that a link merely pointed at, before the first look
 //!   was never there.
@@ -197,6 +197,7 @@ impl Tail {
     }
 
     /// The descriptors to wait on for reading, level-triggered. They stay the same for life.
+    #[must_use]
     pub fn sources(&self) -> [BorrowedFd<'_>; 2] {
         [self.watches.as_fd(), self.gate.as_fd()]
     }
@@ -212,7 +213,9 @@ impl Tail {
         let sources = &mut self.sources;
         let asked = self.watches.take(|watch| {
             let written = sources.iter_mut().find(|source| source.watch == Some(watch));
-            written.into_iter().for_each(|source| source.ready = true);
+            if let Some(source) = written {
+                source.ready = true;
+            }
         });
         match asked {
             Asked::Nothing => {}
@@ -282,8 +285,9 @@ impl Tail {
         }
     }
 
-    /// Gives the lines of the last `limit` bytes before the place where following began or has got
-    /// to, for a caller that wants to know the past. They are not counted.
+    /// Gives the lines of the last `limit` bytes before the place where following begins, for a
+    /// caller that wants to know the past: call it before the first [`read_chunk`](Self::read_chunk)
+    /// and no line is missing or double between the two. Its lines are not counted.
     pub fn read_back(&mut self, limit: u64, on_line: impl FnMut(&[u8])) -> Result<(), Trouble> {
         let Some(source) = self.sources.last() else { return Ok(()) };
         let Some(place) = source.place() else { return Ok(()) };
