@@ -180,9 +180,14 @@ impl Server {
         Ok(Self { listener, connections, accepting: Some(accepting) })
     }
 
-    /// Listens on `[::]:port` and sends back whatever it hears.
+    /// Listens on `[::]:port`, both families, and sends back whatever it hears.
     pub(crate) fn echo(host: &Host, port: u16) -> Result<Self> {
-        Self::start(host, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), |connection| {
+        Self::echo_at(host, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
+    }
+
+    /// Listens on `address` and sends back whatever it hears.
+    pub(crate) fn echo_at(host: &Host, address: SocketAddr) -> Result<Self> {
+        Self::start(host, address, |connection| {
             io::copy(&mut &*connection, &mut &*connection).map(drop)
         })
     }
