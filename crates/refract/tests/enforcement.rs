@@ -17,7 +17,7 @@ use support::{
     access_log::accepted_line,
     eventually,
     lab::{Host, Lab, SERVER_V4, SERVER_V6},
-    peer::{Ending, Server, Talker, connect_from},
+    peer::{Server, Talker, connect_from},
     sidecar::{Record, Sidecar},
     witness,
 };
@@ -90,9 +90,9 @@ fn every_connection_of_the_newcomer_on_a_protected_port_is_reset_and_no_other() 
         let lines =
             accepted_line(untouched[0].local(), &user) + &accepted_line(named.local(), &user);
         let record = sidecar.take_one(lines)?;
-        assert_reset(&named)?;
+        named.wait_for_reset()?;
         for other in &others {
-            assert_reset(other)?;
+            other.wait_for_reset()?;
         }
         assert_eq!(record.action, "ban");
         assert_eq!(record.peers, [named.local()]);
@@ -104,22 +104,20 @@ fn every_connection_of_the_newcomer_on_a_protected_port_is_reset_and_no_other() 
             "only the connection to the other port is left"
         );
         for talker in &untouched {
-            assert_moves(talker)?;
+            talker.wait_for_answers()?;
         }
 
         // The listeners live, and the ban holds on every protected port and on no other.
         for port in [443, 2005] {
-            assert_moves(&Talker::connect(
-                &incumbent,
-                own(&incumbent)?,
-                SocketAddr::new(at, port),
-            )?)?;
+            Talker::connect(&incumbent, own(&incumbent)?, SocketAddr::new(at, port))?
+                .wait_for_answers()?;
             assert_shut_out(&lab, &newcomer, set, named.local().ip(), SocketAddr::new(at, port))?;
         }
-        assert_moves(&Talker::connect(&newcomer, named.local().ip(), SocketAddr::new(at, 2011))?)?;
+        Talker::connect(&newcomer, named.local().ip(), SocketAddr::new(at, 2011))?
+            .wait_for_answers()?;
     }
     let only_v4 = SocketAddr::new(SERVER_V4.into(), 8443);
-    assert_moves(&Talker::connect(&incumbent, incumbent.v4()?, only_v4)?)?;
+    Talker::connect(&incumbent, incumbent.v4()?, only_v4)?.wait_for_answers()?;
     assert_shut_out(&lab, &newcomer, BANNED, newcomer.v4()?, only_v4)
 }
 
@@ -147,8 +145,8 @@ fn a_connection_that_is_already_gone_costs_a_ban_and_nobody_a_connection() -> Re
     assert_eq!((record.action.as_str(), record.outcome.as_str()), ("ban", "ok"));
     assert_eq!((record.killed, record.error), (0, None));
     witness::wait_for_member(server, BANNED, "198.51.100.12", true, BOUND)?;
-    assert_moves(&held)?;
-    assert_moves(&Talker::connect(&incumbent, incumbent.v4()?, at)?)
+    held.wait_for_answers()?;
+    Talker::connect(&incumbent, incumbent.v4()?, at)?.wait_for_answers()
 }
 
 #[test]
@@ -207,8 +205,8 @@ fn five_hundred_offenders_in_one_write_are_banned_within_a_tenth_of_a_second() -
     recorded.sort_unstable();
     assert_eq!(recorded, offenders, "one record for each");
     for [stays, goes] in &devices {
-        assert_reset(goes)?;
-        assert_moves(stays)?;
+        goes.wait_for_reset()?;
+        stays.wait_for_answers()?;
     }
     // What was written before this has had all of its effect, and it was no more than that.
     assert!(sidecar.take("")?.is_empty());
@@ -232,14 +230,14 @@ fn at_a_shared_address_only_the_offenders_own_connection_is_reset() -> Result<()
 
     let lines = accepted_line(held.local(), "alice") + &accepted_line(named.local(), "alice");
     let record = sidecar.take_one(lines)?;
-    assert_reset(&named)?;
+    named.wait_for_reset()?;
     assert_eq!((record.action.as_str(), record.reason.as_str()), ("kill", "shared_source"));
     assert_eq!((record.user.as_str(), record.killed), ("alice", 1));
     assert_eq!(record.outcome, "ok");
     for talker in [&held, &neighbour, &unnamed] {
-        assert_moves(talker)?;
+        talker.wait_for_answers()?;
     }
-    assert_moves(&Talker::connect(&office, office.v4()?, at)?)?;
+    Talker::connect(&office, office.v4()?, at)?.wait_for_answers()?;
     let members = witness::set_members(server, BANNED)?;
     assert!(!members.contains(&"198.51.100.12".to_owned()), "{members:?}");
     Ok(())
@@ -261,7 +259,7 @@ fn beyond_max_bans_an_offender_is_disconnected_but_not_banned() -> Result<()> {
     for (user, offender) in [("alice", &first), ("bob", &second)] {
         let lines = accepted_line(held.local(), user) + &accepted_line(offender.local(), user);
         sidecar.log().write(lines.as_bytes())?;
-        assert_reset(offender)?;
+        offender.wait_for_reset()?;
     }
     let mut records = sidecar.wait_for_records(2)?;
     records.sort_by(|left, right| left.user.cmp(&right.user));
@@ -279,10 +277,10 @@ fn beyond_max_bans_an_offender_is_disconnected_but_not_banned() -> Result<()> {
     assert_eq!(witness::set_members(server, BANNED)?, ["198.51.100.12"]);
     // Not banned, so he gets in again; and is disconnected again when the log names him.
     let again = Talker::connect(&two, two.v4()?, at)?;
-    assert_moves(&again)?;
+    again.wait_for_answers()?;
     sidecar.log().accepted(again.local(), "bob")?;
-    assert_reset(&again)?;
-    assert_moves(&held)
+    again.wait_for_reset()?;
+    held.wait_for_answers()
 }
 
 #[test]
@@ -318,12 +316,12 @@ fn a_ban_lifts_by_itself_after_whole_seconds_and_another_offence_is_another_ban(
     let held = Talker::connect(&incumbent, incumbent.v4()?, at)?;
     for _ in 0..2 {
         let offender = Talker::connect(&newcomer, newcomer.v4()?, at)?;
-        assert_moves(&offender)?;
+        offender.wait_for_answers()?;
         let banned = Instant::now();
         sidecar.log().write(
             (accepted_line(held.local(), "a") + &accepted_line(offender.local(), "a")).as_bytes(),
         )?;
-        assert_reset(&offender)?;
+        offender.wait_for_reset()?;
         assert_eq!(witness::set_members(server, BANNED)?, ["198.51.100.12"]);
         witness::wait_for_member(server, BANNED, "198.51.100.12", false, BOUND)?;
         let lasted = banned.elapsed();
@@ -336,8 +334,8 @@ fn a_ban_lifts_by_itself_after_whole_seconds_and_another_offence_is_another_ban(
     for record in &records {
         assert_eq!((record.action.as_str(), record.timeout_s, record.killed), ("ban", 1, 1));
     }
-    assert_moves(&Talker::connect(&newcomer, newcomer.v4()?, at)?)?;
-    assert_moves(&held)
+    Talker::connect(&newcomer, newcomer.v4()?, at)?.wait_for_answers()?;
+    held.wait_for_answers()
 }
 
 #[test]
@@ -391,7 +389,7 @@ fn a_dry_run_without_any_right_records_everything_and_touches_nothing() -> Resul
         talkers.extend([held, named]);
     }
     for talker in &talkers {
-        assert_moves(talker)?;
+        talker.wait_for_answers()?;
     }
     assert_eq!(witness::sets(server)?, Vec::<String>::new());
     for family in [IpAddr::from(SERVER_V4), IpAddr::from(SERVER_V6)] {
@@ -400,22 +398,6 @@ fn a_dry_run_without_any_right_records_everything_and_touches_nothing() -> Resul
     let message = sidecar.wait_for_message("dry run")?;
     assert!(message.contains("user-of-198.51.100.11"), "{message}");
     sidecar.stop()
-}
-
-/// It was reset, not merely closed.
-#[track_caller]
-fn assert_reset(talker: &Talker) -> Result<()> {
-    let ending = talker.progress().wait_for_end(BOUND)?;
-    assert!(matches!(ending, Ending::Reset(_)), "{}: {ending:?}", talker.local());
-    Ok(())
-}
-
-/// It goes on: bytes that are sent now come back.
-#[track_caller]
-fn assert_moves(talker: &Talker) -> Result<()> {
-    talker.progress().wait_for_bytes(200, BOUND)?;
-    assert_eq!(talker.progress().ending(), None, "{}", talker.local());
-    Ok(())
 }
 
 /// A connection from `source` is not answered, and it is our rule that eats its SYN.

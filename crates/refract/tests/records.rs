@@ -17,7 +17,7 @@ use support::{
     LabError, Result,
     access_log::accepted_line,
     lab::{Host, Lab, SERVER_V4},
-    peer::{Ending, Server, Talker},
+    peer::{Server, Talker},
     sidecar::Sidecar,
     witness,
 };
@@ -59,11 +59,8 @@ impl Scene {
     }
 
     fn wait_for_resets(&self) -> Result<()> {
-        for talker in [&self.named, &self.unnamed] {
-            let ending = talker.progress().wait_for_end(BOUND)?;
-            assert!(matches!(ending, Ending::Reset(_)), "{ending:?}");
-        }
-        Ok(())
+        self.named.wait_for_reset()?;
+        self.unnamed.wait_for_reset()
     }
 }
 

@@ -17,12 +17,11 @@ use support::{
     Result,
     access_log::accepted_line,
     lab::{Lab, SERVER_PRIVATE, SERVER_V4, SERVER_V6},
-    peer::{Ending, Server, Talker},
+    peer::{Server, Talker},
     sidecar::{Record, Sidecar},
     witness,
 };
 
-const BOUND: Duration = Duration::from_secs(5);
 const BANNED: &str = "refract_banned_users";
 const BANNED6: &str = "refract_banned_users6";
 
@@ -136,7 +135,7 @@ fn an_exempt_peer_is_never_banned_and_never_counted() -> Result<()> {
         }
     }
     for talker in &talkers {
-        assert_moves(talker)?;
+        talker.wait_for_answers()?;
     }
     Ok(())
 }
@@ -161,14 +160,14 @@ fn an_ipv6_source_that_holds_an_exempt_address_is_banned_by_the_exact_address() 
         let neighbour = Talker::connect(&near, neighbour.parse().unwrap(), at)?;
         let peers = [held.local().to_string(), named.local().to_string()];
         let record = sidecar.take_one(lines(offender, &peers.each_ref().map(String::as_str)))?;
-        assert_reset(&named)?;
-        assert_reset(&unnamed)?;
+        named.wait_for_reset()?;
+        unnamed.wait_for_reset()?;
         assert_eq!((record.action.as_str(), record.killed), ("ban", 2));
         let members = witness::set_members(server, BANNED6)?;
         assert!(members.contains(&offender.to_owned()), "{members:?}");
         assert!(!members.iter().any(|member| member.contains('/')), "{members:?}");
-        assert_moves(&neighbour)?;
-        assert_moves(&held)?;
+        neighbour.wait_for_answers()?;
+        held.wait_for_answers()?;
     }
     Ok(())
 }
@@ -261,15 +260,15 @@ fn keep_decides_whether_the_newcomer_or_the_senior_goes() -> Result<()> {
         let (gone, stayed) = (goes[0].local(), stays[0].local().ip().to_string());
         assert_eq!((record.action.as_str(), record.killed), ("ban", 2), "{keep}");
         assert_eq!(record.peers, [gone], "{keep}");
-        assert_eq!(record.incumbents, [stayed.clone()], "{keep}");
+        assert_eq!(record.incumbents, *std::slice::from_ref(&stayed), "{keep}");
         let members = witness::set_members(server, BANNED)?;
         assert!(members.contains(&gone.ip().to_string()), "{keep}: {members:?}");
         assert!(!members.contains(&stayed), "{keep}: {members:?}");
         for talker in &goes {
-            assert_reset(talker)?;
+            talker.wait_for_reset()?;
         }
         for talker in &stays {
-            assert_moves(talker)?;
+            talker.wait_for_answers()?;
         }
         // Lines of the one who stays go on to be no offence.
         assert_eq!(told(&sidecar.take(accepted_line(stays[1].local(), "alice"))?), []);
@@ -280,7 +279,8 @@ fn keep_decides_whether_the_newcomer_or_the_senior_goes() -> Result<()> {
 #[test]
 fn a_source_holds_its_place_for_the_window_after_its_last_line_and_no_longer() -> Result<()> {
     const WINDOW: Duration = Duration::from_secs(2);
-    const SLACK: Duration = Duration::from_millis(500);
+    /// With time to spare before the edge for a machine that is busy.
+    const WITHIN: Duration = Duration::from_millis(1_500);
     let lab = Lab::new()?;
     let sidecar = Sidecar::start(&lab, &["--window=2s"])?;
     assert_eq!(told(&sidecar.take(lines("alice", &["198.51.100.1:1"]))?), []);
@@ -290,28 +290,12 @@ fn a_source_holds_its_place_for_the_window_after_its_last_line_and_no_longer() -
     let after = Instant::now();
 
     // Only time can bring the edge of the window.
-    thread::sleep((WINDOW - SLACK).saturating_sub(before.elapsed()));
+    thread::sleep(WITHIN.saturating_sub(before.elapsed()));
     let record = sidecar.take_one(lines("alice", &["198.51.100.2:1"]))?;
     assert_eq!(record.source, "198.51.100.2");
     thread::sleep(WINDOW.saturating_sub(after.elapsed()));
     assert_eq!(told(&sidecar.take(lines("alice", &["198.51.100.3:1"]))?), []);
     let records = sidecar.take(lines("alice", &["198.51.100.1:3"]))?;
     assert_eq!(told(&records), [("ban", "198.51.100.1", vec!["198.51.100.3"])]);
-    Ok(())
-}
-
-/// It was reset, not merely closed.
-#[track_caller]
-fn assert_reset(talker: &Talker) -> Result<()> {
-    let ending = talker.progress().wait_for_end(BOUND)?;
-    assert!(matches!(ending, Ending::Reset(_)), "{}: {ending:?}", talker.local());
-    Ok(())
-}
-
-/// It goes on: bytes that are sent now come back.
-#[track_caller]
-fn assert_moves(talker: &Talker) -> Result<()> {
-    talker.progress().wait_for_bytes(200, BOUND)?;
-    assert_eq!(talker.progress().ending(), None, "{}", talker.local());
     Ok(())
 }

@@ -131,7 +131,7 @@ impl Sidecar {
             Some(record) if records.is_empty() => Ok(record),
             last => {
                 records.extend(last);
-                Err(self.trouble(format!("one record was expected, not {records:#?}")))
+                Err(self.trouble(&format!("one record was expected, not {records:#?}")))
             }
         }
     }
@@ -170,10 +170,10 @@ impl Sidecar {
             let records = self.records()?;
             Ok(is_there(&records).map(|()| records))
         })
-        .map_err(|error| self.trouble(error.to_string()))
+        .map_err(|error| self.trouble(&error.to_string()))
     }
 
-    fn trouble(&self, sentence: String) -> LabError {
+    fn trouble(&self, sentence: &str) -> LabError {
         LabError::new(format!("{sentence}\nthe daemon said:\n{}", self.messages()))
     }
 }
