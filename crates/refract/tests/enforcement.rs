@@ -326,7 +326,7 @@ fn a_ban_lifts_by_itself_after_whole_seconds_and_another_offence_is_another_ban(
         witness::wait_for_member(server, BANNED, "198.51.100.12", false, BOUND)?;
         let lasted = banned.elapsed();
         assert!(
-            lasted > Duration::from_millis(900) && lasted < Duration::from_millis(2_500),
+            lasted > Duration::from_millis(900) && lasted < Duration::from_secs(2),
             "500ms are rounded up to a second, but the ban lasted {lasted:?}"
         );
     }
