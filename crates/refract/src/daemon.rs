@@ -274,6 +274,10 @@ impl Daemon {
             let woken = |source: Source| {
                 events.iter().any(|event: &epoll::Event| event.data.u64() == source as u64)
             };
+            // Before the log: a line may come from an address that this host was given just now.
+            if woken(Source::Host) {
+                self.look_at_host();
+            }
             if woken(Source::Log) {
                 self.tail.woken(Instant::now());
                 unread = true;
@@ -295,9 +299,6 @@ impl Daemon {
             if woken(Source::Survey) || self.enforcer.due().is_some_and(|due| due <= now) {
                 let block_log = &mut self.block_log;
                 self.enforcer.advance(now, |record| write_down(&record, block_log));
-            }
-            if woken(Source::Host) {
-                self.look_at_host();
             }
             if let Some(firewall) = &mut self.firewall {
                 if woken(Source::Ruleset) {

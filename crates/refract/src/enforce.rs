@@ -116,6 +116,7 @@ struct Round {
     cases: Vec<Case>,
     /// The case of each banned network.
     by_network: HashMap<(IpAddr, u8), usize>,
+    protocols: Protocols,
     ipv6_prefix: u8,
     pass: u8,
     stage: Stage,
@@ -173,7 +174,9 @@ impl Enforcer {
     ) {
         let mut cases = self.open_cases(evictions, exemptions, read_at, now);
         self.ban(&mut cases);
-        if let Some(arms) = &mut self.arms {
+        if let Some(arms) = &mut self.arms
+            && self.terms.protocols.tcp
+        {
             for case in cases.iter_mut().filter(|case| case.tcp) {
                 kill_named(case, arms, &mut self.endpoints);
             }
@@ -349,6 +352,7 @@ impl Enforcer {
         let mut round = Round {
             cases,
             by_network,
+            protocols: self.terms.protocols,
             ipv6_prefix: self.terms.ipv6_prefix,
             pass: 1,
             stage: Stage::Surveying,
@@ -447,10 +451,12 @@ fn ban_target(offender: &Offender, exemptions: &Exemptions) -> BanTarget {
     BanTarget::Network { address: network.address(), prefix: network.prefix() }
 }
 
-fn request(cases: &[Case]) -> Request {
+fn request(cases: &[Case], protocols: Protocols) -> Request {
     let mut request = Request::default();
     for case in cases {
-        request.tcp.extend(case.networks());
+        if protocols.tcp {
+            request.tcp.extend(case.networks());
+        }
         request.udp.extend(case.networks());
         request.flows.extend(case.targets.iter().filter_map(|target| match target {
             BanTarget::Flow { address, port } => Some(SocketAddr::new(*address, *port)),
@@ -490,7 +496,7 @@ fn kill_named(case: &mut Case, arms: &mut Arms, endpoints: &mut Endpoints) {
 impl Round {
     fn survey(&mut self, surveyor: &Surveyor) {
         self.stage = Stage::Surveying;
-        if !surveyor.request(request(&self.cases)) {
+        if !surveyor.request(request(&self.cases, self.protocols)) {
             self.take(Findings {
                 troubles: vec!["the surveying thread is gone".to_owned()],
                 ..Findings::default()

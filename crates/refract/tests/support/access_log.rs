@@ -4,6 +4,7 @@
 //! invents no connection: whoever wants the kernel to agree connects first.
 
 use std::{
+    fmt::Display,
     fs::{File, OpenOptions},
     io::Write as _,
     net::SocketAddr,
@@ -54,8 +55,9 @@ impl AccessLog {
     }
 }
 
-/// The line that says that `email` opened a stream from `peer` now, with its newline.
-pub(crate) fn accepted_line(peer: SocketAddr, email: &str) -> String {
+/// The line that says that `email` opened a stream from `peer` now, with its newline. A peer may
+/// be anything that Xray prints in its place: `udp:198.51.100.7:4433`, `[Masked IPv4]:1`, `@`.
+pub(crate) fn accepted_line(peer: impl Display, email: &str) -> String {
     // In UTC, as an Xray in a container writes it.
     let now = jiff::Timestamp::now().strftime("%Y/%m/%d %H:%M:%S%.6f");
     format!(

@@ -28,6 +28,26 @@ impl Daemon {
     pub(crate) fn start(binary: &Path, host: &Host, flags: &[String]) -> Result<Self> {
         let mut command = Command::new(binary);
         command.args(flags);
+        Self::launch(host, command)
+    }
+
+    /// Starts `binary` with `flags` by way of a program that changes its own rights and then
+    /// becomes it, such as `setpriv --bounding-set -all`.
+    pub(crate) fn start_under(
+        wrapper: &[&str],
+        binary: &Path,
+        host: &Host,
+        flags: &[String],
+    ) -> Result<Self> {
+        let Some((program, arguments)) = wrapper.split_first() else {
+            return Self::start(binary, host, flags);
+        };
+        let mut command = Command::new(program);
+        command.args(arguments).arg(binary).args(flags);
+        Self::launch(host, command)
+    }
+
+    fn launch(host: &Host, mut command: Command) -> Result<Self> {
         // The flags given are the whole configuration, whatever the caller's environment holds.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("REFRACT_") {

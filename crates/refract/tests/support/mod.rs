@@ -12,15 +12,19 @@
 //! | [`daemon`] | the `refract` binary: readiness, messages, ending it |
 //! | [`peer`] | TCP servers and clients that keep bytes moving and say what ended them |
 //! | [`access_log`] | lines as Xray writes them, one `write(2)` each |
+//! | [`datagram`] | UDP servers and clients |
+//! | [`sidecar`] | the daemon beside a log that the test writes; its records |
 //! | [`witness`] | second eyes: `ipset`, `iptables`, `/proc`, the block log |
 //! | [`proxy`] | real V2Ray or Xray servers and clients, and something to fetch through them |
 
 pub(crate) mod access_log;
 pub(crate) mod daemon;
+pub(crate) mod datagram;
 pub(crate) mod lab;
 pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod sidecar;
 pub(crate) mod witness;
 
 use std::{

@@ -28,6 +28,8 @@ use super::{LabError, Result, lab::Host};
 
 /// How long a handshake may take; the SYN of a banned client is dropped, and waits this long.
 pub(crate) const CONNECT_BOUND: Duration = Duration::from_millis(1_500);
+/// How long a talker may wait for what happens at once.
+const EVENT_BOUND: Duration = Duration::from_secs(5);
 /// How often a talker says something.
 const PACE: Duration = Duration::from_millis(20);
 /// What a talker says.
@@ -180,9 +182,14 @@ impl Server {
         Ok(Self { listener, connections, accepting: Some(accepting) })
     }
 
-    /// Listens on `[::]:port` and sends back whatever it hears.
+    /// Listens on `[::]:port`, both families, and sends back whatever it hears.
     pub(crate) fn echo(host: &Host, port: u16) -> Result<Self> {
-        Self::start(host, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), |connection| {
+        Self::echo_at(host, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
+    }
+
+    /// Listens on `address` and sends back whatever it hears.
+    pub(crate) fn echo_at(host: &Host, address: SocketAddr) -> Result<Self> {
+        Self::start(host, address, |connection| {
             io::copy(&mut &*connection, &mut &*connection).map(drop)
         })
     }
@@ -246,6 +253,24 @@ impl Talker {
     /// What has come back so far, and its ending.
     pub(crate) fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// Waits until it is reset; any other ending is an error.
+    pub(crate) fn wait_for_reset(&self) -> Result<()> {
+        match self.progress.wait_for_end(EVENT_BOUND)? {
+            Ending::Reset(_) => Ok(()),
+            ending => {
+                Err(LabError::new(format!("{} was not reset but ended: {ending:?}", self.local)))
+            }
+        }
+    }
+
+    /// Sees that it goes on: more comes back than can have been on its way.
+    pub(crate) fn wait_for_answers(&self) -> Result<()> {
+        let more = u64::try_from(3 * WORDS.len()).unwrap_or(u64::MAX);
+        self.progress
+            .wait_for_bytes(more, EVENT_BOUND)
+            .map_err(|error| LabError::new(format!("{}: {error}", self.local)))
     }
 
     /// Keeps the connection open and says nothing more.

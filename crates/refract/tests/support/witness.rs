@@ -12,20 +12,39 @@ use std::{
 
 use super::{LabError, Result, eventually, lab::Host};
 
+/// The names of the sets there are.
+pub(crate) fn sets(host: &Host) -> Result<Vec<String>> {
+    Ok(host.output("ipset", &["list", "-name"])?.lines().map(str::to_owned).collect())
+}
+
 /// The members of a set, without their timeouts, as `ipset list` prints them; none when there is
 /// no such set.
 pub(crate) fn set_members(host: &Host, set: &str) -> Result<Vec<String>> {
-    if !host.output("ipset", &["list", "-name"])?.lines().any(|name| name == set) {
+    let words = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    Ok(member_lines(host, set)?.iter().filter_map(|line| words(line)).collect())
+}
+
+/// The seconds that `member` has left in `set`; `None` when it is not there.
+pub(crate) fn seconds_left(host: &Host, set: &str, member: &str) -> Result<Option<u64>> {
+    // "198.51.100.12 timeout 59"
+    let of_member = format!("{member} timeout ");
+    member_lines(host, set)?
+        .iter()
+        .find_map(|line| line.strip_prefix(&of_member))
+        .map(|seconds| {
+            let what = format!("read the timeout of {member}");
+            seconds.trim().parse().map_err(LabError::while_trying(what))
+        })
+        .transpose()
+}
+
+fn member_lines(host: &Host, set: &str) -> Result<Vec<String>> {
+    if !sets(host)?.iter().any(|name| name == set) {
         return Ok(Vec::new());
     }
     let listing = host.output("ipset", &["list", set])?;
-    Ok(listing
-        .lines()
-        .skip_while(|line| !line.starts_with("Members:"))
-        .skip(1)
-        .filter_map(|line| line.split_whitespace().next())
-        .map(str::to_owned)
-        .collect())
+    let members = listing.lines().skip_while(|line| !line.starts_with("Members:")).skip(1);
+    Ok(members.map(str::to_owned).collect())
 }
 
 /// Waits until `member` is in `set`, or is not.
@@ -47,6 +66,38 @@ pub(crate) fn wait_for_member(
 pub(crate) fn input_rules(host: &Host, family: &IpAddr) -> Result<String> {
     let tool = if family.is_ipv4() { "iptables" } else { "ip6tables" };
     host.output(tool, &["-S", "INPUT"])
+}
+
+/// How many packets the rules of INPUT that name `set` have dropped.
+pub(crate) fn packets_dropped(host: &Host, set: &str) -> Result<u64> {
+    let tool = if set.ends_with('6') { "ip6tables-save" } else { "iptables-save" };
+    let names_set = format!("--match-set {set} ");
+    packets_of_rules(host, tool, &names_set)
+}
+
+/// Switches connection tracking on for what `host` receives; the kernel tracks nothing in a
+/// namespace until a rule asks for it.
+pub(crate) fn track_connections(host: &Host) -> Result<()> {
+    for tool in ["iptables", "ip6tables"] {
+        host.output(tool, &["-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW"])?;
+    }
+    Ok(())
+}
+
+/// The tracked UDP flows from `source`, by the client's port, as `conntrack -L` shows them.
+pub(crate) fn tracked_flows(host: &Host, source: IpAddr) -> Result<Vec<u16>> {
+    let family = if source.is_ipv4() { "ipv4" } else { "ipv6" };
+    let listing =
+        host.output("conntrack", &["-L", "-f", family, "-p", "udp", "-s", &source.to_string()])?;
+    // "udp 17 29 src=198.51.100.12 dst=203.0.113.1 sport=40000 dport=443 src=…"
+    let ports = listing.lines().map(|line| {
+        let port = line.split_whitespace().find_map(|word| word.strip_prefix("sport="));
+        let port = port.unwrap_or_default();
+        port.parse().map_err(LabError::while_trying(format!("read `{line}` of conntrack")))
+    });
+    let mut ports = ports.collect::<Result<Vec<u16>>>()?;
+    ports.sort_unstable();
+    Ok(ports)
 }
 
 /// The peers of `host`'s established TCP connections with the address `peer`, as `ss` sees them.
@@ -93,17 +144,18 @@ pub(crate) fn watch_resets(host: &Host, port: u16) -> Result<()> {
 
 /// The reset packets that came since [`watch_resets`], both families.
 pub(crate) fn resets_seen(host: &Host) -> Result<u64> {
-    let mut packets = 0;
-    for tool in ["iptables-save", "ip6tables-save"] {
-        // "[3:120] -A INPUT -p tcp -m tcp --sport 443 --tcp-flags RST RST -j ACCEPT"
-        let rules = host.output(tool, &["-c", "-t", "filter"])?;
-        packets += rules
-            .lines()
-            .filter(|line| line.contains("--tcp-flags RST RST"))
-            .filter_map(|line| line.strip_prefix('[')?.split(':').next()?.parse::<u64>().ok())
-            .sum::<u64>();
-    }
-    Ok(packets)
+    let count = |tool| packets_of_rules(host, tool, "--tcp-flags RST RST");
+    Ok(count("iptables-save")? + count("ip6tables-save")?)
+}
+
+fn packets_of_rules(host: &Host, tool: &str, text: &str) -> Result<u64> {
+    // "[3:120] -A INPUT -p tcp -m tcp --sport 443 --tcp-flags RST RST -j ACCEPT"
+    let rules = host.output(tool, &["-c", "-t", "filter"])?;
+    let packets = rules
+        .lines()
+        .filter(|line| line.contains(text))
+        .filter_map(|line| line.strip_prefix('[')?.split(':').next()?.parse::<u64>().ok());
+    Ok(packets.sum())
 }
 
 /// The lines of a log that contain `text`; none when there is no such file yet.
