@@ -110,20 +110,21 @@ impl Daemon {
         let mut exemptions = Exemptions::new(allow);
         settle_host(&mut exemptions, &networks);
 
+        let timeout = flags.timeout.min(LONGEST_TIMEOUT);
         let policy = Policy::new(PolicyTerms {
             window: flags.window,
             places: usize::try_from(flags.limit).unwrap_or(usize::MAX),
             keep: flags.keep.into(),
             ipv4_prefix: flags.ipv4_prefix,
             ipv6_prefix: flags.ipv6_prefix,
-            timeout: flags.timeout,
+            timeout,
             udp_ban: flags.udp_ban,
             ..PolicyTerms::default()
         })?;
         let terms = Terms {
             protocols: flags.proto,
             ports: flags.dport.clone(),
-            timeout: flags.timeout,
+            timeout,
             ipv6_prefix: flags.ipv6_prefix,
             max_bans: flags.max_bans,
         };
