@@ -20,7 +20,7 @@ use std::{
 };
 
 use refract_core::{
-    Evidence, Exemptions, Moment, Policy, Roster, Verdict, access,
+    Batch, Evidence, Exemptions, Moment, Policy, Roster, Verdict, access,
     synthetic::{LINE_INTERVAL_NANOS, Shape, SyntheticLog},
 };
 
@@ -63,6 +63,8 @@ fn measure(path: &Path, shape: Shape) -> Result<(), Box<dyn Error>> {
         let exemptions = exemptions()?;
         let mut roster = Roster::new(Policy::default());
         let (mut number, mut evictions) = (0, 0u64);
+        let mut batch = Batch::default();
+        let mut count = |verdict| evictions += u64::from(matches!(verdict, Verdict::Evict(_)));
         each_line(path, |line| {
             number += 1;
             let Ok(sighting) = access::parse(line) else { return };
@@ -70,9 +72,12 @@ fn measure(path: &Path, shape: Shape) -> Result<(), Box<dyn Error>> {
                 return;
             }
             let now = Moment::from_nanos(number * LINE_INTERVAL_NANOS);
-            let verdict = roster.observe(&sighting, Evidence::Log, now);
-            evictions += u64::from(matches!(verdict, Verdict::Evict(_)));
+            batch.push(&sighting, now);
+            if batch.is_full() {
+                batch.decide(&mut roster, Evidence::Log, &mut count);
+            }
         })?;
+        batch.decide(&mut roster, Evidence::Log, &mut count);
         Ok(format!("{evictions} evictions, {} users", roster.len()))
     })
 }

@@ -46,8 +46,30 @@ impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
         self.entries.get(key)
     }
 
-    pub(crate) fn get_mut<Q: Hash + Equivalent<K> + ?Sized>(&mut self, key: &Q) -> Option<&mut V> {
-        self.entries.get_mut(key)
+    /// The place of `key`, for [`get_mut_at`](Self::get_mut_at).
+    pub(crate) fn place_of<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<usize> {
+        self.entries.get_index_of(key)
+    }
+
+    /// The value of `key`, looked for at `place` first, where it was the last time; an entry that
+    /// was dropped since may have moved it.
+    pub(crate) fn get_mut_at<Q: Hash + Equivalent<K> + ?Sized>(
+        &mut self,
+        place: Option<usize>,
+        key: &Q,
+    ) -> Option<&mut V> {
+        let is_there = |place: &usize| {
+            self.entries.get_index(*place).is_some_and(|(there, _)| key.equivalent(there))
+        };
+        match place.filter(is_there) {
+            Some(place) => self.entries.get_index_mut(place).map(|(_, value)| value),
+            None => self.entries.get_mut(key),
+        }
+    }
+
+    /// The value at `place`.
+    pub(crate) fn at(&self, place: usize) -> Option<&V> {
+        self.entries.get_index(place).map(|(_, value)| value)
     }
 
     /// The hash of a key, the same for the life of this map.

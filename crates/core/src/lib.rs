@@ -18,6 +18,7 @@
 //! | [`network`] | networks, and the source that a peer belongs to |
 //! | [`exempt`] | who may never be banned nor counted |
 //! | [`policy`] | the rules of the house; only valid ones can be built |
+//! | [`batch`] | a few sightings at a time, fetched from memory together |
 //! | [`roster`] | who is live from where; sightings in, verdicts out |
 //! | `sessions` | one user, and the rule by which the log alone decides |
 //! | `neighbours` | who else is at a source |
@@ -35,6 +36,7 @@
 
 pub mod access;
 mod address;
+pub mod batch;
 mod bounded;
 pub mod brake;
 pub mod error;
@@ -55,6 +57,7 @@ pub mod synthetic;
 mod tags;
 pub mod verdict;
 
+pub use batch::Batch;
 pub use brake::{BanBrake, Permit};
 pub use error::Error;
 pub use exempt::{Exemption, Exemptions};

@@ -295,6 +295,17 @@ impl BanSets {
         ban_set::carry(&mut self.sets, set, ours, self.default_timeout)
     }
 
+    /// Destroys the sets that `installed` says were made, and are not in use since: for a start that
+    /// is given up after all.
+    pub fn take_back(&mut self, installed: &[Installed]) -> Result<(), Error> {
+        for Installed { set, state } in installed {
+            if *state == SetState::Created {
+                ban_set::destroy(&mut self.sets, set)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Destroys our sets, whatever is in them, and says which there were. Those in use by a rule
     /// are left and named in the error; the others are destroyed all the same.
     pub fn uninstall(&mut self) -> Result<Vec<String>, Error> {

@@ -3,7 +3,7 @@
 //! It checks each value by itself and touches nothing. The given flags, their names, variables and
 //! defaults never change: operators have them in scripts.
 
-use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
+use std::{env, ffi::OsString, fmt, path::PathBuf, time::Duration};
 
 use clap::{
     Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
@@ -57,7 +57,6 @@ pub enum Command {
     /// Show the bans in the kernel with the time they have left
     List,
     /// Lift bans: the named sources, or all of them
-    #[command(arg_required_else_help = true)]
     Unban {
         /// Addresses or networks as `refract list` shows them
         #[arg(required_unless_present = "all", value_name = "SOURCE")]
@@ -76,7 +75,8 @@ pub enum Command {
             long = "block.log",
             env = "REFRACT_BLOCK_LOG",
             hide_env_values = true,
-            default_value = "/var/log/xray/block.log"
+            default_value = "/var/log/xray/block.log",
+            value_parser = path
         )]
         block_log: PathBuf,
     },
@@ -277,11 +277,15 @@ pub enum EvidenceFlag {
 /// Parses the command line; a refusal is one sentence (or, for `--help` and `--version`, the text
 /// asked for) with the exit status it ends in.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Refusal> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
     Cli::command()
         .version(VERSION)
-        .try_get_matches_from(arguments)
+        .try_get_matches_from(&arguments)
         .and_then(|matches| Cli::from_arg_matches(&matches))
-        .map_err(Refusal::from)
+        .map_err(|error| match error.kind() {
+            ErrorKind::InvalidUtf8 => Refusal::Mistake(not_text(&arguments)),
+            _ => Refusal::from(error),
+        })
 }
 
 /// What `--version` prints after the name.
@@ -305,35 +309,66 @@ impl From<clap::Error> for Refusal {
         };
         let flag = context(ContextKind::InvalidArg);
         let value = context(ContextKind::InvalidValue).unwrap_or_default();
-        match (error.kind(), flag) {
-            (
-                ErrorKind::DisplayHelp
-                | ErrorKind::DisplayVersion
-                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
-                _,
-            ) => Self::Text(error.render().to_string()),
-            (ErrorKind::ValueValidation, Some(flag)) => {
+        let command = context(ContextKind::InvalidSubcommand);
+        let mistake = match (error.kind(), flag, command) {
+            (ErrorKind::DisplayHelp | ErrorKind::DisplayVersion, _, _) => {
+                return Self::Text(error.render().to_string());
+            }
+            (ErrorKind::ValueValidation, Some(flag), _) => {
                 let takes =
                     std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                Self::Mistake(format!("{} cannot be {value:?}: {takes}", named(&flag)))
+                format!("{} cannot be {value:?}: {takes}", named(&flag))
             }
-            (ErrorKind::InvalidValue, Some(flag)) => {
-                let takes = context(ContextKind::ValidValue).unwrap_or_default();
-                Self::Mistake(format!("{} cannot be {value:?}: it takes {takes}", named(&flag)))
+            (ErrorKind::InvalidValue, Some(flag), _) => {
+                match context(ContextKind::ValidValue).filter(|takes| !takes.is_empty()) {
+                    Some(takes) => {
+                        let takes = takes.replace(", ", " or ");
+                        format!("{} cannot be {value:?}: it takes {takes}", named(&flag))
+                    }
+                    None => {
+                        format!("{} has no value; refract --help says what it takes", named(&flag))
+                    }
+                }
             }
-            (ErrorKind::UnknownArgument, Some(flag)) => {
-                Self::Mistake(format!("there is no {flag}; refract --help lists what there is"))
+            (ErrorKind::UnknownArgument, Some(flag), _) => {
+                format!("there is no {}; refract --help lists what there is", flag.escape_debug())
             }
-            (ErrorKind::InvalidUtf8, _) => {
-                Self::Mistake("an argument is not UTF-8; refract --help lists them".to_owned())
+            (ErrorKind::MissingRequiredArgument, Some(missing), _) => {
+                format!("{missing} is missing; add --help to see what the command takes")
             }
+            (ErrorKind::ArgumentConflict, _, Some(command))
+                if Cli::command().find_subcommand(&command).is_some() =>
+            {
+                format!(
+                    "{command} is a command and comes first; refract {command} --help lists the \
+                     flags it takes after it"
+                )
+            }
+            (_, _, Some(command)) => format!(
+                "there is no command {command:?}; refract --help lists what there is (the value of \
+                 a switch is joined to it, as in --dry-run=false)"
+            ),
             _ => {
                 let text = error.render().to_string();
                 let first = text.lines().next().unwrap_or_default();
-                Self::Mistake(first.trim_start_matches("error: ").to_owned())
+                first.trim_start_matches("error: ").to_owned()
             }
-        }
+        };
+        Self::Mistake(mistake)
     }
+}
+
+/// Names the argument, or else the variable, that is not UTF-8.
+fn not_text(arguments: &[OsString]) -> String {
+    let command = Cli::command();
+    let variables = command.get_arguments().filter_map(|argument| {
+        let name = argument.get_env()?;
+        Some((name.to_string_lossy().into_owned(), env::var_os(name)?))
+    });
+    let arguments = arguments.iter().map(|argument| ("an argument".to_owned(), argument.clone()));
+    let culprit = arguments.chain(variables).find(|(_, value)| value.to_str().is_none());
+    let (name, value) = culprit.unwrap_or_else(|| ("an argument".to_owned(), OsString::new()));
+    format!("{name} cannot be {value:?}: it takes text in UTF-8")
 }
 
 /// A flag with its variable, which a bad value may have come from.
@@ -389,7 +424,11 @@ fn window(text: &str) -> Result<Duration, String> {
 const LONGEST_WINDOW: Duration = Duration::from_hours(24);
 
 fn path(text: &str) -> Result<PathBuf, String> {
-    if text.is_empty() { Err("it takes the path of a file".to_owned()) } else { Ok(text.into()) }
+    if text.trim().is_empty() {
+        Err("it takes the path of a file".to_owned())
+    } else {
+        Ok(text.into())
+    }
 }
 
 fn binary(text: &str) -> Result<PathBuf, String> {
@@ -445,8 +484,8 @@ fn networks(text: &str) -> Result<Networks, String> {
     text.split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty())
-        .map(|part| part.parse().map_err(|error| format!("{part:?}: {error}")))
-        .collect::<Result<Vec<Network>, String>>()
+        .map(str::parse)
+        .collect::<Result<Vec<Network>, _>>()
         .map(Networks)
-        .map_err(|reason| format!("{reason}; it takes networks such as 10.0.0.0/8,2001:db8::/32"))
+        .map_err(|error| format!("{error}; it takes networks such as 10.0.0.0/8,2001:db8::/32"))
 }

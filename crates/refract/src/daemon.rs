@@ -110,20 +110,21 @@ impl Daemon {
         let mut exemptions = Exemptions::new(allow);
         settle_host(&mut exemptions, &networks);
 
+        let timeout = flags.timeout.min(LONGEST_TIMEOUT);
         let policy = Policy::new(PolicyTerms {
             window: flags.window,
             places: usize::try_from(flags.limit).unwrap_or(usize::MAX),
             keep: flags.keep.into(),
             ipv4_prefix: flags.ipv4_prefix,
             ipv6_prefix: flags.ipv6_prefix,
-            timeout: flags.timeout,
+            timeout,
             udp_ban: flags.udp_ban,
             ..PolicyTerms::default()
         })?;
         let terms = Terms {
             protocols: flags.proto,
             ports: flags.dport.clone(),
-            timeout: flags.timeout,
+            timeout,
             ipv6_prefix: flags.ipv6_prefix,
             max_bans: flags.max_bans,
         };
@@ -329,6 +330,7 @@ impl Daemon {
             let now = self.moment(read_at);
             let judge = &mut self.judge;
             progress = self.tail.read_chunk(read_at, |line| judge.take(line, now));
+            judge.decide();
             if !judge.evictions.is_empty() {
                 let block_log = &mut self.block_log;
                 self.enforcer.enforce(

@@ -87,10 +87,14 @@ impl Firewall {
         for set in &installed {
             tell_set(set);
         }
-        if installed.iter().any(|set| matches!(set.state, SetState::InUse { .. })) {
-            replace_used(&installed, &mut sets, &xtables, &mut keeper, flags)?;
-        }
-        let Found { report, variant } = keeper.ask_and_wait(Command::Install, PATIENCE)?;
+        let Found { report, variant } =
+            match put_in_place(&installed, &mut sets, &xtables, &mut keeper, flags) {
+                Ok(found) => found,
+                Err(error) => {
+                    take_back(&installed, &mut sets, &mut keeper);
+                    return Err(error);
+                }
+            };
         let announced = variant == Some(Variant::NfTables);
         info!(
             iptables = %xtables.path().display(),
@@ -312,6 +316,33 @@ fn legacy_is_used() -> bool {
 
 fn settings(names: SetNames, flags: &Flags) -> Settings {
     Settings { names, flows: flags.proto.udp, default_timeout: flags.timeout }
+}
+
+/// Makes room for our sets where they are of another type, then puts the rule in place.
+fn put_in_place(
+    installed: &[Installed],
+    sets: &mut BanSets,
+    xtables: &Xtables,
+    keeper: &mut RuleKeeper,
+    flags: &Flags,
+) -> Result<Found, Error> {
+    if installed.iter().any(|set| matches!(set.state, SetState::InUse { .. })) {
+        replace_used(installed, sets, xtables, keeper, flags)?;
+    }
+    Ok(keeper.ask_and_wait(Command::Install, PATIENCE)?)
+}
+
+/// Removes what a start made that failed after all.
+fn take_back(installed: &[Installed], sets: &mut BanSets, keeper: &mut RuleKeeper) {
+    // Where no set was there before, a rule can only be of this start's making.
+    if installed.iter().all(|set| set.state == SetState::Created)
+        && let Err(error) = keeper.ask_and_wait(Command::Remove, PATIENCE)
+    {
+        warn!("{error}");
+    }
+    if let Err(error) = sets.take_back(installed) {
+        warn!("{error}");
+    }
 }
 
 /// Replaces sets of our names but another type that rules refer to. Where all of those rules are

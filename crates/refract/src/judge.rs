@@ -1,11 +1,11 @@
-//! One line of the log in, at most one eviction out.
+//! Lines of the log in, evictions out.
 //!
 //! Joins the pure stages: the grammar, the transports enforced on, the exemptions, the roster. It
 //! collects the evictions of one read, so that all of its offenders are banned together, and counts
 //! what became of every line. It does no I/O and knows no kernel.
 
 use refract_core::{
-    Eviction, Evidence, Exemptions, Moment, Roster, Transport, Verdict, access::parse,
+    Batch, Eviction, Evidence, Exemptions, Moment, Roster, Transport, Verdict, access::parse,
 };
 
 use crate::{cli::Protocols, health::Counters};
@@ -14,6 +14,7 @@ use crate::{cli::Protocols, health::Counters};
 #[derive(Debug)]
 pub struct Judge {
     roster: Roster,
+    batch: Batch,
     /// Who may never be banned.
     pub exemptions: Exemptions,
     protocols: Protocols,
@@ -27,7 +28,14 @@ impl Judge {
     /// A judge with an empty roster.
     #[must_use]
     pub fn new(roster: Roster, exemptions: Exemptions, protocols: Protocols) -> Self {
-        Self { roster, exemptions, protocols, counters: Counters::default(), evictions: Vec::new() }
+        Self {
+            roster,
+            batch: Batch::default(),
+            exemptions,
+            protocols,
+            counters: Counters::default(),
+            evictions: Vec::new(),
+        }
     }
 
     /// Takes one line, without its newline, that was read at `now`.
@@ -51,10 +59,22 @@ impl Judge {
             return self.counters.exempt(exemption);
         }
         self.counters.sightings += 1;
-        if let Verdict::Evict(eviction) = self.roster.observe(&sighting, Evidence::Log, now) {
-            self.counters.offenders += eviction.offenders.len() as u64;
-            self.evictions.push(eviction);
+        self.batch.push(&sighting, now);
+        if self.batch.is_full() {
+            self.decide();
         }
+    }
+
+    /// Decides on what was taken; call it at the end of each read, before acting on the
+    /// [`evictions`](Self::evictions).
+    pub fn decide(&mut self) {
+        let Self { roster, batch, evictions, counters, .. } = self;
+        batch.decide(roster, Evidence::Log, |verdict| {
+            if let Verdict::Evict(eviction) = verdict {
+                counters.offenders += eviction.offenders.len() as u64;
+                evictions.push(eviction);
+            }
+        });
     }
 
     /// Lets the roster forget, a little at a time; call it once a second.

@@ -43,6 +43,12 @@ impl AccessLog {
         self.write(accepted_line(peer, email).as_bytes())
     }
 
+    /// Says that `email` is at `first`, and then at `second` too: on the word of the log, with one
+    /// place for each user, `second` is an offender.
+    pub(crate) fn shared(&self, email: &str, first: SocketAddr, second: SocketAddr) -> Result<()> {
+        self.write([accepted_line(first, email), accepted_line(second, email)].concat().as_bytes())
+    }
+
     /// Appends `bytes` with one `write(2)`: one message, or several at once.
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
         let what = || format!("append to {}", self.path.display());

@@ -4,6 +4,7 @@
 //! ready. Ends it politely or not. It reads nothing that the daemon writes but its messages.
 
 use std::{
+    ffi::OsStr,
     path::Path,
     process::{Command, ExitStatus},
     time::Duration,
@@ -26,9 +27,7 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts `binary` with `flags` and waits until it is ready.
     pub(crate) fn start(binary: &Path, host: &Host, flags: &[String]) -> Result<Self> {
-        let mut command = Command::new(binary);
-        command.args(flags);
-        Self::launch(host, command)
+        Self::start_command(host, &command(binary, flags))
     }
 
     /// Starts `binary` with `flags` by way of a program that changes its own rights and then
@@ -42,19 +41,15 @@ impl Daemon {
         let Some((program, arguments)) = wrapper.split_first() else {
             return Self::start(binary, host, flags);
         };
-        let mut command = Command::new(program);
-        command.args(arguments).arg(binary).args(flags);
-        Self::launch(host, command)
+        let mut under = command::<&str>(Path::new(program), &[]);
+        under.args(arguments).arg(binary).args(flags);
+        Self::start_command(host, &under)
     }
 
-    fn launch(host: &Host, mut command: Command) -> Result<Self> {
-        // The flags given are the whole configuration, whatever the caller's environment holds.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("REFRACT_") {
-                command.env_remove(name);
-            }
-        }
-        let process = Process::start(host, &command)?;
+    /// As [`start`](Self::start), for a command that ends up being the daemon: one with an
+    /// environment, or run by a program that changes its rights first.
+    pub(crate) fn start_command(host: &Host, command: &Command) -> Result<Self> {
+        let process = Process::start(host, command)?;
         process.wait_for_line("that it is ready", START_BOUND, |line| {
             line.split(|character: char| !character.is_alphanumeric()).any(|word| word == READY)
         })?;
@@ -76,6 +71,16 @@ impl Daemon {
         self.process.wait_for_line(text, bound, |line| line.contains(text))
     }
 
+    /// Sends one signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Waits for its end, `bound` at most.
+    pub(crate) fn wait(&self, bound: Duration) -> Result<ExitStatus> {
+        self.process.wait(bound)
+    }
+
     /// Sends SIGTERM and waits for its end, `bound` at most.
     pub(crate) fn terminate(self, bound: Duration) -> Result<ExitStatus> {
         self.process.signal(Signal::TERM)?;
@@ -87,4 +92,17 @@ impl Daemon {
         self.process.signal(Signal::KILL)?;
         self.process.wait(START_BOUND)
     }
+}
+
+/// `binary` with `arguments`, which are the whole configuration, whatever the caller's environment
+/// holds.
+pub(crate) fn command<A: AsRef<OsStr>>(binary: &Path, arguments: &[A]) -> Command {
+    let mut command = Command::new(binary);
+    command.args(arguments);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("REFRACT_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }

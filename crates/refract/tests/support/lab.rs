@@ -13,7 +13,7 @@ use std::{
     os::fd::AsFd as _,
     panic,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     sync::{
         Arc,
         mpsc::{self, Sender},
@@ -276,6 +276,14 @@ impl Host {
             let said = String::from_utf8_lossy(&output.stderr);
             Err(LabError::new(format!("cannot {what}: {}: {}", output.status, said.trim())))
         }
+    }
+
+    /// Runs a command inside the host to its end, whatever that is. It reads nothing.
+    pub(crate) fn finish(&self, mut command: Command) -> Result<Output> {
+        let what = format!("run {} on {}", command.get_program().display(), self.name);
+        command.stdin(Stdio::null());
+        self.prepare(&mut command);
+        self.run(|| command.output().map_err(LabError::while_trying(what.as_str())))
     }
 
     /// Runs lines of `ip` commands.

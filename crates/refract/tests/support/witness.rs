@@ -100,6 +100,20 @@ pub(crate) fn tracked_flows(host: &Host, source: IpAddr) -> Result<Vec<u16>> {
     Ok(ports)
 }
 
+/// The rules of INPUT without the policy, as `tool -S INPUT` prints them.
+pub(crate) fn rules_of(host: &Host, tool: &str) -> Result<Vec<String>> {
+    let listing = host.output(tool, &["-S", "INPUT"])?;
+    Ok(listing.lines().filter(|line| line.starts_with("-A ")).map(str::to_owned).collect())
+}
+
+/// The names of the sets of `host`, in alphabetical order.
+pub(crate) fn set_names(host: &Host) -> Result<Vec<String>> {
+    let listing = host.output("ipset", &["list", "-name"])?;
+    let mut names: Vec<String> = listing.lines().map(str::to_owned).collect();
+    names.sort();
+    Ok(names)
+}
+
 /// The peers of `host`'s established TCP connections with the address `peer`, as `ss` sees them.
 pub(crate) fn established_with(host: &Host, peer: IpAddr) -> Result<Vec<SocketAddr>> {
     let wanted = if peer.is_ipv6() { format!("[{peer}]") } else { peer.to_string() };

@@ -1,0 +1,561 @@
+//! Rule and sets, kept in place by the real daemon: whoever takes them away, they come back.
+//!
+//! The second eye is the operator's: `iptables -S`, `ipset list`, the counters of a rule, real
+//! connections. Verdicts rest on the log here, because two lines of it are all that a ban takes.
+
+#[expect(dead_code, reason = "each test uses its part of the lab")]
+mod support;
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with},
+    process::{Pid, Signal, kill_process},
+};
+use support::{
+    LabError, Result,
+    access_log::AccessLog,
+    daemon::{self, Daemon},
+    eventually,
+    lab::{Host, Lab, SERVER_V4},
+    peer::{Server, Talker},
+    witness,
+};
+
+const REFRACT: &str = env!("CARGO_BIN_EXE_refract");
+const SET: &str = "refract_banned_users";
+const SET6: &str = "refract_banned_users6";
+/// How long anything may take that is not itself the promise.
+const BOUND: Duration = Duration::from_secs(5);
+/// The promise: back within a second; and what iptables itself takes on a busy machine.
+const BACK_BOUND: Duration = Duration::from_millis(1_300);
+const RULE: &str =
+    "-A INPUT -p tcp -m tcp --dport 443 -m set --match-set refract_banned_users src -j DROP";
+const RULE6: &str =
+    "-A INPUT -p tcp -m tcp --dport 443 -m set --match-set refract_banned_users6 src -j DROP";
+/// Somebody else's rule.
+const FOREIGN: &str = "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT";
+/// Who gets banned here.
+const OFFENDER: &str = "198.51.100.12";
+
+/// One implementation of iptables: the flag that chooses it, and its programs for both families.
+struct Variant {
+    flag: Option<&'static str>,
+    v4: &'static str,
+    v6: &'static str,
+}
+
+/// What Refract finds by itself (iptables over nftables, where the tests run), and the other one.
+const VARIANTS: [Variant; 2] = [
+    Variant { flag: None, v4: "iptables", v6: "ip6tables" },
+    Variant {
+        flag: Some("--iptables=/usr/sbin/iptables-legacy"),
+        v4: "iptables-legacy",
+        v6: "ip6tables-legacy",
+    },
+];
+
+/// A lab with a server whose daemon is started and stopped.
+struct Scene {
+    lab: Lab,
+    log: AccessLog,
+    block_log: PathBuf,
+    flags: Vec<String>,
+}
+
+impl Scene {
+    fn new(variant: &Variant) -> Result<Self> {
+        let lab = Lab::new()?;
+        let log = AccessLog::open(lab.path("access.log"))?;
+        let block_log = lab.path("block.log");
+        let mut flags = vec![
+            "--evidence=log".to_owned(),
+            format!("--access.log={}", log.path().display()),
+            format!("--block.log={}", block_log.display()),
+        ];
+        flags.extend(variant.flag.map(str::to_owned));
+        Ok(Self { lab, log, block_log, flags })
+    }
+
+    fn server(&self) -> &Host {
+        self.lab.server()
+    }
+
+    fn start(&self, more: &[&str]) -> Result<Daemon> {
+        let mut flags = self.flags.clone();
+        flags.extend(more.iter().map(ToString::to_string));
+        Daemon::start(Path::new(REFRACT), self.server(), &flags)
+    }
+
+    /// Runs `refract` with `arguments` to its end: exit status and what it said on stderr.
+    fn refract(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let output = self.server().finish(daemon::command(Path::new(REFRACT), arguments))?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+
+    /// Starts a daemon that is expected to refuse.
+    fn refused(&self) -> Result<(Option<i32>, String)> {
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        self.refract(&flags)
+    }
+
+    /// Makes `offender` one, with an account of its own, and waits until it is banned.
+    fn ban(&self, offender: &str) -> Result<()> {
+        let address: IpAddr =
+            offender.parse().map_err(LabError::while_trying(format!("take {offender}")))?;
+        let first = SocketAddr::from(([198, 51, 100, 1], 40_000));
+        self.log.shared(&format!("user-of-{offender}"), first, SocketAddr::new(address, 40_001))?;
+        witness::wait_for_member(self.server(), SET, offender, true, BOUND)
+    }
+
+    fn shell(&self, script: &str) -> Result<String> {
+        self.server().output("sh", &["-ec", script])
+    }
+
+    fn members(&self) -> Result<Vec<String>> {
+        let mut members = witness::set_members(self.server(), SET)?;
+        members.sort();
+        Ok(members)
+    }
+
+    fn rules(&self, tool: &str) -> Result<Vec<String>> {
+        witness::rules_of(self.server(), tool)
+    }
+
+    /// Waits until the rules of both families begin with ours and hold no second one of ours.
+    fn wait_for_rules(&self, variant: &Variant, bound: Duration) -> Result<()> {
+        for (tool, rule) in [(variant.v4, RULE), (variant.v6, RULE6)] {
+            eventually(&format!("our rule at the top of {tool}"), bound, || {
+                Ok(is_first_and_once(&self.rules(tool)?, rule).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn is_first_and_once(rules: &[String], rule: &str) -> bool {
+    rules.first().is_some_and(|first| first == rule)
+        && rules.iter().filter(|rule| rule.contains("refract_")).count() == 1
+}
+
+/// A script that destroys the IPv4 set. One in use cannot be destroyed, so it takes the rule away
+/// until it is quicker than the keeper.
+fn destroy_set(Variant { v4, .. }: &Variant) -> String {
+    format!("for i in $(seq 500); do {v4} -F; ipset destroy {SET} 2>&- && exit; done; exit 1")
+}
+
+fn stop(daemon: Daemon) -> Result<()> {
+    let status = daemon.terminate(BOUND)?;
+    assert!(status.success(), "SIGTERM ended the daemon with {status}");
+    Ok(())
+}
+
+#[test]
+fn the_rule_is_at_the_top_once_whatever_was_there_and_however_often_it_starts() -> Result<()> {
+    for variant in &VARIANTS {
+        let scene = Scene::new(variant)?;
+        for tool in [variant.v4, variant.v6] {
+            scene.shell(&format!("{tool} -A INPUT -p tcp --dport 22 -j ACCEPT"))?;
+        }
+        let both = |port: &str| [RULE, RULE6].map(|rule| rule.replace("443", port));
+        let expect = |[rule, rule6]: [String; 2]| {
+            assert_eq!(scene.rules(variant.v4)?, [&rule, FOREIGN]);
+            assert_eq!(scene.rules(variant.v6)?, [&rule6, FOREIGN]);
+            Ok::<_, LabError>(())
+        };
+        // An earlier run with another port leaves its rule, which the next run replaces.
+        stop(scene.start(&["--dport=8443"])?)?;
+        expect(both("8443"))?;
+        for _ in 0..5 {
+            let daemon = scene.start(&[])?;
+            expect(both("443"))?;
+            stop(daemon)?;
+            expect(both("443"))?;
+        }
+
+        let daemon = scene.start(&["--dport=443,8443,2000-2010"])?;
+        expect([RULE, RULE6].map(|rule| {
+            rule.replace("-m tcp --dport 443", "-m multiport --dports 443,2000:2010,8443")
+        }))?;
+        stop(daemon)?;
+
+        // One rule takes fifteen ports.
+        let ports = |range: std::ops::Range<u16>| {
+            range.map(|port| (1000 + 2 * port).to_string()).collect::<Vec<_>>().join(",")
+        };
+        let daemon = scene.start(&[&format!("--dport={}", ports(0..16)), "--proto=tcp,udp"])?;
+        for (tool, set, flows) in
+            [(variant.v4, SET, "refract_banned_flows"), (variant.v6, SET6, "refract_banned_flows6")]
+        {
+            let rules = |protocol: &str, set: &str, fields: &str| {
+                let tail = format!("-m set --match-set {set} {fields} -j DROP");
+                [
+                    format!("-A INPUT -p {protocol} -m multiport --dports {} {tail}", ports(0..15)),
+                    // A lone port needs no list.
+                    format!("-A INPUT -p {protocol} -m {protocol} --dport 1030 {tail}"),
+                ]
+            };
+            let mut expected = [
+                rules("tcp", set, "src"),
+                rules("udp", set, "src"),
+                rules("udp", flows, "src,src"),
+            ]
+            .concat();
+            expected.push(FOREIGN.to_owned());
+            assert_eq!(scene.rules(tool)?, expected);
+        }
+        stop(daemon)?;
+        stop(scene.start(&[])?)?;
+        expect(both("443"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rule_or_set_that_somebody_takes_away_is_back_within_a_second_with_its_bans() -> Result<()> {
+    for variant in &VARIANTS {
+        let scene = Scene::new(variant)?;
+        let daemon = scene.start(&[])?;
+        scene.ban(OFFENDER)?;
+        let Variant { v4, v6, .. } = variant;
+        let delete = format!("{v4} -D {}", RULE.trim_start_matches("-A "));
+        let flush = format!("{v4} -F; {v6} -F");
+        // As ufw and firewalld reload: the table anew, with rules of their own.
+        let reload = format!(
+            "for tool in {v4} {v6}; do printf '*filter\\n:INPUT ACCEPT [0:0]\\n{FOREIGN}\\nCOMMIT\\n' \
+             | $tool-restore; done"
+        );
+        let destroy = destroy_set(variant);
+        let mut attacks = vec![flush.as_str(), &delete, &reload, &destroy];
+        if variant.flag.is_none() {
+            attacks.push("nft flush ruleset");
+        }
+        for attack in attacks {
+            scene.shell(attack)?;
+            let taken = Instant::now();
+            scene.wait_for_rules(variant, BACK_BOUND)?;
+            let left = BACK_BOUND.saturating_sub(taken.elapsed());
+            witness::wait_for_member(scene.server(), SET, OFFENDER, true, left)?;
+            eprintln!("{attack:?}: mended after {:?}", taken.elapsed());
+        }
+        // The restored ban has the time it had left, not a new minute.
+        let listing = scene.shell(&format!("ipset list {SET} | grep '^{OFFENDER} '"))?;
+        let left: u64 = listing.split_whitespace().nth(2).and_then(|t| t.parse().ok()).unwrap();
+        assert!((1..60).contains(&left), "{listing}");
+        stop(daemon)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rule_pushed_from_the_top_is_moved_back_at_once_but_not_twice_in_a_row() -> Result<()> {
+    for variant in &VARIANTS {
+        let scene = Scene::new(variant)?;
+        let daemon = scene.start(&[])?;
+        let push = format!("{} -I INPUT {}", variant.v4, &FOREIGN["-A INPUT ".len()..]);
+        scene.shell(&push)?;
+        scene.wait_for_rules(variant, BACK_BOUND)?;
+        scene.shell(&push)?;
+        // Two checks of the slower variant pass, and it stays where it is.
+        let moved = eventually("a second move", Duration::from_millis(2_300), || {
+            Ok(is_first_and_once(&scene.rules(variant.v4)?, RULE).then_some(()))
+        });
+        assert!(moved.is_err(), "the rule was moved twice within 30 s");
+        assert_eq!(scene.rules(variant.v4)?, [FOREIGN, RULE, FOREIGN]);
+        // A rule that is gone is another matter: that cannot wait.
+        scene.shell(&format!("{} -F", variant.v4))?;
+        scene.wait_for_rules(variant, BACK_BOUND)?;
+        stop(daemon)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_ban_that_the_operator_lifted_stays_lifted_when_the_set_is_made_again() -> Result<()> {
+    let scene = Scene::new(&VARIANTS[0])?;
+    let daemon = scene.start(&[])?;
+    for offender in ["198.51.100.12", "198.51.100.13", "198.51.100.14"] {
+        scene.ban(offender)?;
+    }
+    scene.shell(&format!("ipset del {SET} 198.51.100.12"))?;
+    assert_eq!(scene.refract(&["unban", "198.51.100.13"])?.0, Some(0));
+    for lifted in ["198.51.100.12", "198.51.100.13"] {
+        let sentence = format!("it stays lifted target={lifted}");
+        daemon.wait_for_message(&sentence, Duration::from_secs(2))?;
+    }
+    scene.shell(&destroy_set(&VARIANTS[0]))?;
+    witness::wait_for_member(scene.server(), SET, "198.51.100.14", true, BACK_BOUND)?;
+    assert_eq!(scene.members()?, ["198.51.100.14"]);
+    // And its device may be banned again for a new offence.
+    scene.ban("198.51.100.12")?;
+    stop(daemon)
+}
+
+/// Sends handshakes from [`OFFENDER`] as fast as it can, tens of thousands a second, until dropped.
+struct Knocker {
+    over: Arc<AtomicBool>,
+    knocking: Option<JoinHandle<Result<()>>>,
+}
+
+impl Knocker {
+    fn start(client: &Host) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&over);
+        let knocking = client.start_thread(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                knock().map_err(LabError::while_trying("knock"))?;
+            }
+            Ok(())
+        });
+        Self { over, knocking: Some(knocking) }
+    }
+}
+
+impl Drop for Knocker {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(knocking) = self.knocking.take() {
+            let _ = knocking.join();
+        }
+    }
+}
+
+/// One handshake's first packet; the socket is gone before any answer.
+fn knock() -> rustix::io::Result<()> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    bind(&socket, &SocketAddr::new(OFFENDER.parse().unwrap(), 0))?;
+    match connect(&socket, &SocketAddr::new(SERVER_V4.into(), 443)) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// A set of our name that is not as ours: how it came to be, and whether its ban can be carried.
+const LEFTOVERS: [&str; 3] = [
+    // No time for its entries, and too small.
+    "create refract_banned_users hash:ip maxelem 64",
+    "create refract_banned_users hash:ip timeout 300 maxelem 64 hashsize 64",
+    "create refract_banned_users hash:net",
+];
+
+#[test]
+fn a_leftover_set_that_only_our_rule_uses_is_replaced_and_no_packet_gets_through() -> Result<()> {
+    for variant in &VARIANTS {
+        for leftover in LEFTOVERS {
+            let mut scene = Scene::new(variant)?;
+            let client = scene.lab.add_client(&[OFFENDER])?;
+            let tool = variant.v4;
+            scene.shell(&format!(
+                "ipset {leftover}; ipset add {SET} {OFFENDER}; \
+                 {tool} {RULE}; {tool} -A INPUT -s {OFFENDER} -p tcp --dport 443 -j ACCEPT"
+            ))?;
+            // How many packets our rule stopped, and how many got by it.
+            let counted = || {
+                let text = scene.shell(&format!("{tool}-save -c -t filter"))?;
+                let count = |what: &str| -> u64 {
+                    let rule = text.lines().find(|line| line.contains(what));
+                    let count = rule.and_then(|rule| rule.strip_prefix('[')?.split(':').next());
+                    count.unwrap_or_else(|| panic!("no {what}:\n{text}")).parse().unwrap()
+                };
+                Ok::<_, LabError>((count("-j DROP"), count("-j ACCEPT")))
+            };
+            let knocker = Knocker::start(&client);
+            eventually("packets that are stopped", BOUND, || {
+                Ok((counted()?.0 > 100).then_some(()))
+            })?;
+            let daemon = scene.start(&[])?;
+            eventually("packets that are still stopped", BOUND, || {
+                Ok((counted()?.0 > 100).then_some(()))
+            })?;
+            assert_eq!(counted()?.1, 0, "packets of a banned client got through ({leftover})");
+            let header = scene.shell(&format!("ipset list {SET} -terse"))?;
+            assert!(header.contains("Type: hash:ip\n"), "{header}");
+            assert!(header.contains(" maxelem 1048576 timeout "), "{header}");
+            assert_eq!(scene.members()?, [OFFENDER]);
+            assert_eq!(witness::set_names(scene.server())?, [SET, SET6]);
+            scene.wait_for_rules(variant, Duration::ZERO)?;
+
+            // The counter would have told.
+            scene.shell(&format!("ipset del {SET} {OFFENDER}"))?;
+            eventually("packets that get through", BOUND, || Ok((counted()?.1 > 0).then_some(())))?;
+            drop(knocker);
+            stop(daemon)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_leftover_set_of_another_type_that_nobody_uses_is_replaced() -> Result<()> {
+    for (kind, entry, carried) in [
+        ("hash:net", "198.51.100.12", true),
+        ("hash:ip timeout 300 forceadd", "198.51.100.12", true),
+        ("hash:ip,port", "198.51.100.12,tcp:443", false),
+        ("list:set", "", false),
+    ] {
+        let scene = Scene::new(&VARIANTS[0])?;
+        scene.shell(&format!("ipset create {SET} {kind}"))?;
+        if !entry.is_empty() {
+            scene.shell(&format!("ipset add {SET} {entry}"))?;
+        }
+        let daemon = scene.start(&[])?;
+        let expected: &[&str] = if carried { &[OFFENDER] } else { &[] };
+        assert_eq!(scene.members()?, expected, "{kind}");
+        if carried || !entry.is_empty() {
+            daemon.wait_for_message("replaced a set of our name", BOUND)?;
+        }
+        scene.ban("198.51.100.13")?;
+        assert_eq!(witness::set_names(scene.server())?, [SET, SET6]);
+        stop(daemon)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_set_that_a_foreign_rule_uses_is_refused_by_name_and_nothing_is_left_behind() -> Result<()> {
+    for variant in &VARIANTS {
+        for set in [SET, SET6] {
+            let scene = Scene::new(variant)?;
+            let (tool, family) =
+                if set == SET { (variant.v4, "inet") } else { (variant.v6, "inet6") };
+            let foreign = format!("-A FORWARD -m set --match-set {set} src -j DROP");
+            scene.shell(&format!(
+                "ipset create {set} hash:ip,port family {family}; {tool} {foreign}"
+            ))?;
+            let (status, said) = scene.refused()?;
+            assert_eq!(status, Some(1), "{said}");
+            for part in [set, "hash:ip,port", &foreign] {
+                assert!(said.contains(part), "no `{part}` in {said}");
+            }
+            assert_eq!(said.lines().count(), 1, "{said}");
+            assert_eq!(witness::set_names(scene.server())?, [set], "something was left behind");
+            assert_eq!(scene.rules(variant.v4)?, [] as [&str; 0]);
+            assert_eq!(scene.rules(variant.v6)?, [] as [&str; 0]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_full_set_is_said_recorded_and_stops_nothing() -> Result<()> {
+    let mut scene = Scene::new(&VARIANTS[0])?;
+    let client = scene.lab.add_client(&[OFFENDER])?;
+    let _echo = Server::echo(scene.server(), 443)?;
+    let daemon = scene.start(&[])?;
+    let batch = scene.lab.path("batch");
+    let entries: Vec<String> = (0u32..1 << 20)
+        .map(|number| {
+            let [_, a, b, c] = number.to_be_bytes();
+            format!("add {SET} 10.{a}.{b}.{c} timeout 600\n")
+        })
+        .collect();
+    fs::write(&batch, entries.concat()).map_err(LabError::while_trying("write a batch"))?;
+    scene.shell(&format!("ipset restore -exist < {}", batch.display()))?;
+
+    let server = SocketAddr::new(SERVER_V4.into(), 443);
+    let talker = Talker::connect(&client, OFFENDER.parse().unwrap(), server)?;
+    talker.progress().wait_for_bytes(100, BOUND)?;
+    let first = SocketAddr::from(([198, 51, 100, 1], 40_000));
+    scene.log.shared("alice", first, talker.local())?;
+    talker.progress().wait_for_end(BOUND)?;
+    let record = witness::wait_for_line(&scene.block_log, "user=\"alice\"", BOUND)?;
+    for part in [" ban ", " killed=1 ", " outcome=failed error=\"", SET, "full"] {
+        assert!(record.contains(part), "no `{part}` in {record}");
+    }
+    daemon.wait_for_message("enforcement failed", BOUND)?;
+
+    scene.shell(&format!("ipset flush {SET}"))?;
+    scene.ban("198.51.100.13")?;
+    stop(daemon)
+}
+
+/// The process of the daemon that runs iptables.
+fn rule_keeper(daemon: &Daemon) -> Result<Option<Pid>> {
+    let id = daemon.id();
+    let read = |path: String| fs::read_to_string(&path).map_err(LabError::while_trying(path));
+    let children = read(format!("/proc/{id}/task/{id}/children"))?;
+    Ok(children.split_whitespace().find_map(|child| {
+        let arguments = fs::read_to_string(format!("/proc/{child}/cmdline")).ok()?;
+        let pid = Pid::from_raw(child.parse().ok()?)?;
+        arguments.contains("rule-keeper").then_some(pid)
+    }))
+}
+
+#[test]
+fn a_rule_keeper_that_is_killed_or_hangs_holds_no_ban_up_and_is_replaced() -> Result<()> {
+    for variant in &VARIANTS {
+        let scene = Scene::new(variant)?;
+        let daemon = scene.start(&[])?;
+        let find = || rule_keeper(&daemon);
+        let keeper = eventually("the rule keeper", BOUND, find)?;
+        let signal = |signal| kill_process(keeper, signal).map_err(LabError::while_trying("kill"));
+
+        // Whatever it does, an enforcement does not wait for it.
+        signal(Signal::STOP)?;
+        scene.ban(OFFENDER)?;
+        witness::wait_for_line(&scene.block_log, "outcome=ok", BOUND)?;
+        signal(Signal::KILL)?;
+        daemon.wait_for_message("the process that keeps the rule died (signal: 9", BOUND)?;
+        scene.shell(&format!("{} -F", variant.v4))?;
+        scene.wait_for_rules(variant, Duration::from_secs(3))?;
+        let successor = eventually("another rule keeper", BOUND, find)?;
+        assert_ne!(keeper, successor);
+        // The successor's answers are heard: it is asked again and again.
+        scene.shell(&format!("{} -F", variant.v4))?;
+        scene.wait_for_rules(variant, BACK_BOUND)?;
+        scene.shell(&format!("{} -F", variant.v4))?;
+        scene.wait_for_rules(variant, BACK_BOUND)?;
+        stop(daemon)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn after_a_crash_rule_and_bans_are_there_and_the_next_run_accounts_for_each() -> Result<()> {
+    let scene = Scene::new(&VARIANTS[0])?;
+    let daemon = scene.start(&[])?;
+    scene.ban(OFFENDER)?;
+    witness::wait_for_line(&scene.block_log, OFFENDER, BOUND)?;
+    daemon.kill()?;
+    scene.wait_for_rules(&VARIANTS[0], Duration::ZERO)?;
+    assert_eq!(scene.members()?, [OFFENDER]);
+    // As if the crash had come between the ban and its record.
+    scene.shell(&format!(
+        "ipset add {SET} 198.51.100.13; ipset add {SET6} 2001:db8:13::/64 timeout 50"
+    ))?;
+
+    for _ in 0..2 {
+        let daemon = scene.start(&[])?;
+        daemon.wait_for_message("took over the bans", BOUND)?;
+        let records = witness::lines_with(&scene.block_log, "source=")?;
+        let about = |source: &str| {
+            let of = format!(" source={source} ");
+            records.iter().filter(|record| record.contains(&of)).collect::<Vec<_>>()
+        };
+        assert_eq!(records.len(), 3, "{records:#?}");
+        assert!(about(OFFENDER)[0].contains(" ban user=\"user-of-198.51.100.12\""), "{records:#?}");
+        for source in ["198.51.100.13", "2001:db8:13::/64"] {
+            assert!(about(source)[0].contains(" adopted "), "{records:#?}");
+        }
+        assert_eq!(scene.members()?, [OFFENDER, "198.51.100.13"]);
+        scene.wait_for_rules(&VARIANTS[0], Duration::ZERO)?;
+        // What was taken over is kept as what was banned by this run.
+        scene.shell(&destroy_set(&VARIANTS[0]))?;
+        for banned in [OFFENDER, "198.51.100.13"] {
+            witness::wait_for_member(scene.server(), SET, banned, true, BACK_BOUND)?;
+        }
+        daemon.kill()?;
+    }
+    Ok(())
+}
