@@ -57,7 +57,14 @@ pub fn parse(line: &[u8]) -> Result<Sighting<'_>, Rejection> {
     }
     let rest = after_timestamp(line).ok_or(Rejection::NoTimestamp)?;
     let unprefixed = rest.strip_prefix(b"from ");
-    let (source, rest) = split_source(unprefixed.unwrap_or(rest)).ok_or(Rejection::Foreign)?;
+    let rest = unprefixed.unwrap_or(rest);
+    // Nearly every line: read in one go what is otherwise first split and then read.
+    if let Some((origin, rest)) = Origin::leading_ipv4(rest)
+        && let Some(rest) = rest.strip_prefix(b" accepted ")
+    {
+        return accepted(origin, rest);
+    }
+    let (source, rest) = split_source(rest).ok_or(Rejection::Foreign)?;
     if let Some(rest) = rest.strip_prefix(b"accepted ") {
         return accepted(Origin::read(source)?, rest);
     }
@@ -81,15 +88,20 @@ enum Origin {
 }
 
 impl Origin {
+    /// The IPv4 peer at the front, and what follows it.
+    fn leading_ipv4(rest: &[u8]) -> Option<(Self, &[u8])> {
+        let (transport, bare) = split_transport(rest);
+        let (address, rest) = address::leading_ipv4(bare)?;
+        let (port, rest) = address::leading_port(rest.strip_prefix(b":")?)?;
+        let peer = Peer { address: IpAddr::V4(address), port };
+        Some((Self::Peer { peer, transport, zoned: false }, rest))
+    }
+
     fn read(source: &[u8]) -> Result<Self, Rejection> {
-        let (transport, bare) = split_transport(source);
-        if let Some((address, rest)) = address::leading_ipv4(bare)
-            && let Some(digits) = rest.strip_prefix(b":")
-        {
-            let port = address::port(digits).ok_or(Rejection::MalformedSource)?;
-            let peer = Peer { address: IpAddr::V4(address), port };
-            return Ok(Self::Peer { peer, transport, zoned: false });
+        if let Some((peer, [])) = Self::leading_ipv4(source) {
+            return Ok(peer);
         }
+        let (transport, bare) = split_transport(source);
         if source.is_empty() {
             return Ok(Self::Nothing);
         }
@@ -103,8 +115,7 @@ impl Origin {
         if is_masked(host) {
             return Ok(Self::Masked);
         }
-        let inside = host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]"));
-        let inside = inside.ok_or(Rejection::NotAnAddress)?;
+        let inside = bracketed(host).ok_or(Rejection::NotAnAddress)?;
         let (text, zoned) = match memchr(b'%', inside) {
             Some(percent) => (inside.get(..percent).unwrap_or_default(), true),
             None => (inside, false),
@@ -234,21 +245,16 @@ fn check_destination(to: &[u8]) -> Result<(), Rejection> {
         let visible = to.iter().all(|byte| *byte > b' ' && *byte != 0x7f);
         return if visible { Ok(()) } else { Err(Rejection::MalformedDestination) };
     }
-    let named = bare.iter().take_while(|byte| is_host_byte(**byte)).count();
-    let (host, rest) = bare.split_at_checked(named).unwrap_or_default();
-    if let Some(digits) = rest.strip_prefix(b":")
-        && (1..=HOST_LIMIT).contains(&host.len())
-    {
-        return match address::port(digits) {
-            Some(_) => Ok(()),
-            None => Err(Rejection::MalformedDestination),
-        };
-    }
     let (host, _) = split_port(bare).ok_or(Rejection::MalformedDestination)?;
+    // Every byte is looked at, without an early end, so that many are looked at in one go.
+    if host.iter().fold(true, |name, byte| name & is_host_byte(*byte)) {
+        let named = host.len() <= HOST_LIMIT;
+        return if named { Ok(()) } else { Err(Rejection::MalformedDestination) };
+    }
     if is_masked(host) {
         return Err(Rejection::Masked);
     }
-    match host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")).and_then(address::ipv6) {
+    match bracketed(host).and_then(address::ipv6) {
         Some(_) => Ok(()),
         None => Err(Rejection::MalformedDestination),
     }
@@ -343,12 +349,16 @@ fn split_port(text: &[u8]) -> Option<(&[u8], u16)> {
     Some((host, address::port(text.get(colon + 1..)?)?))
 }
 
+fn bracketed(host: &[u8]) -> Option<&[u8]> {
+    host.strip_prefix(b"[")?.strip_suffix(b"]")
+}
+
 /// `198.*.*.*`, `[2001:db8::/32]`, `[Masked IPv4]`: what `maskAddress` makes of a host.
 fn is_masked(host: &[u8]) -> bool {
     if MASKED_WHOLE.contains(&host) {
         return true;
     }
-    let Some(inside) = host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")) else {
+    let Some(inside) = bracketed(host) else {
         return memchr(b'*', host).is_some()
             && host.iter().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'*'));
     };

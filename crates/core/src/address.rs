@@ -26,17 +26,26 @@ pub(crate) fn ipv6(bytes: &[u8]) -> Option<Ipv6Addr> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
 }
 
-/// The whole of `bytes` as a port: decimal, at most 65535, no leading zero.
-pub(crate) fn port(bytes: &[u8]) -> Option<u16> {
-    match bytes {
-        [b'0'] => Some(0),
-        [b'1'..=b'9', ..] if bytes.len() <= 5 => {
-            let mut number = 0u32;
-            for byte in bytes {
-                number = number * 10 + u32::from(decimal(*byte)?);
-            }
-            u16::try_from(number).ok()
+/// The port at the front: decimal, at most 65535, no leading zero; and what follows it.
+pub(crate) fn leading_port(bytes: &[u8]) -> Option<(u16, &[u8])> {
+    let (first, mut rest) = leading_decimal(bytes)?;
+    let mut number = u32::from(first);
+    // One digit more than a port can have is read, so that it overflows instead of being left.
+    for _ in 0..5 {
+        let Some((digit, after)) = leading_decimal(rest) else { break };
+        if number == 0 {
+            return None;
         }
+        number = number * 10 + u32::from(digit);
+        rest = after;
+    }
+    Some((u16::try_from(number).ok()?, rest))
+}
+
+/// The whole of `bytes` as a port.
+pub(crate) fn port(bytes: &[u8]) -> Option<u16> {
+    match leading_port(bytes)? {
+        (port, []) => Some(port),
         _ => None,
     }
 }

@@ -1,7 +1,7 @@
 //! Who may never be banned, nor counted.
 //!
 //! Takes the operator's allow list and, at run time, what the daemon knows of this host; answers
-//! for one address (each line, so two binary searches) or for a whole network (before a ban). It
+//! for one address (each line, so mostly by its first octet) or for a whole network (before a ban). It
 //! finds out nothing by itself and bans nobody.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -68,12 +68,12 @@ impl Exemption {
 }
 
 /// The addresses that nobody may ban.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Exemptions {
     allowed: Vec<Network>,
     host: Vec<Network>,
     gateways: Vec<IpAddr>,
-    /// All of the three above, for the one question that every line asks.
+    /// All of the three above and what is exempt everywhere, for the question each line asks.
     v4: Ranges<u32>,
     v6: Ranges<u128>,
 }
@@ -82,7 +82,9 @@ impl Exemptions {
     /// The addresses that no host may ban, and those of the allow list.
     #[must_use]
     pub fn new(allowed: Vec<Network>) -> Self {
-        let mut exemptions = Self { allowed, ..Self::default() };
+        let (host, gateways) = (Vec::new(), Vec::new());
+        let (v4, v6) = (Ranges::new(Vec::new()), Ranges::new(Vec::new()));
+        let mut exemptions = Self { allowed, host, gateways, v4, v6 };
         exemptions.index();
         exemptions
     }
@@ -99,22 +101,17 @@ impl Exemptions {
     #[must_use]
     pub fn reason(&self, address: IpAddr) -> Option<Exemption> {
         let address = address::folded(address);
-        let listed = match address {
+        let exempt = match address {
             IpAddr::V4(v4) => {
-                // The first octets of everything that is exempt on every host.
-                if matches!(v4.octets(), [0 | 127 | 169 | 224..=255, ..]) {
-                    return self.overlaps(Network::single(address));
-                }
-                self.v4.meet(v4.to_bits(), v4.to_bits())
+                let [first, ..] = v4.octets();
+                self.v4.may_hold(first) && self.v4.holds(v4.to_bits())
             }
             IpAddr::V6(v6) => {
-                if matches!(v6.octets(), [0 | 0xfe | 0xff, ..]) {
-                    return self.overlaps(Network::single(address));
-                }
-                self.v6.meet(v6.to_bits(), v6.to_bits())
+                let [first, ..] = v6.octets();
+                self.v6.may_hold(first) && self.v6.holds(v6.to_bits())
             }
         };
-        if listed { self.listed(Network::single(address)) } else { None }
+        if exempt { self.overlaps(Network::single(address)) } else { None }
     }
 
     /// Why `network` may not be banned whole; `None` when it holds no exempt address.
@@ -154,7 +151,9 @@ impl Exemptions {
 
     fn index(&mut self) {
         let gateways = self.gateways.iter().map(|gateway| Network::single(*gateway));
-        let networks = self.allowed.iter().chain(&self.host).copied().chain(gateways);
+        let everywhere = EVERYWHERE.map(|(address, prefix, _)| Network::covering(address, prefix));
+        let networks =
+            self.allowed.iter().chain(&self.host).copied().chain(gateways).chain(everywhere);
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for network in networks {
             let behind = u32::from(network.family().bits() - network.prefix());
@@ -174,26 +173,64 @@ impl Exemptions {
     }
 }
 
-/// Sorted ranges of addresses, both ends included, none touching a number of another.
-#[derive(Clone, Debug, Default)]
-struct Ranges<T>(Vec<(T, T)>);
+impl Default for Exemptions {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
 
-impl<T: Ord + Copy> Ranges<T> {
+/// Sorted ranges of addresses, both ends included, none overlapping another.
+#[derive(Clone, Debug)]
+struct Ranges<T> {
+    sorted: Vec<(T, T)>,
+    /// By first octet: whether a range holds an address that begins with it.
+    first_octets: [bool; 256],
+}
+
+impl<T: Ord + Copy + FirstOctet> Ranges<T> {
     fn new(mut ranges: Vec<(T, T)>) -> Self {
         ranges.sort_unstable();
-        let mut merged: Vec<(T, T)> = Vec::with_capacity(ranges.len());
+        let mut sorted: Vec<(T, T)> = Vec::with_capacity(ranges.len());
+        let mut first_octets = [false; 256];
         for (first, last) in ranges {
-            match merged.last_mut() {
+            for octet in first.first_octet()..=last.first_octet() {
+                if let Some(mark) = first_octets.get_mut(usize::from(octet)) {
+                    *mark = true;
+                }
+            }
+            match sorted.last_mut() {
                 Some(previous) if first <= previous.1 => previous.1 = previous.1.max(last),
-                _ => merged.push((first, last)),
+                _ => sorted.push((first, last)),
             }
         }
-        Self(merged)
+        Self { sorted, first_octets }
     }
 
-    fn meet(&self, first: T, last: T) -> bool {
-        let after = self.0.partition_point(|range| range.1 < first);
-        self.0.get(after).is_some_and(|range| range.0 <= last)
+    fn may_hold(&self, first_octet: u8) -> bool {
+        self.first_octets.get(usize::from(first_octet)).is_some_and(|held| *held)
+    }
+
+    fn holds(&self, address: T) -> bool {
+        let after = self.sorted.partition_point(|range| range.1 < address);
+        self.sorted.get(after).is_some_and(|range| range.0 <= address)
+    }
+}
+
+trait FirstOctet {
+    fn first_octet(self) -> u8;
+}
+
+impl FirstOctet for u32 {
+    fn first_octet(self) -> u8 {
+        let [first, ..] = self.to_be_bytes();
+        first
+    }
+}
+
+impl FirstOctet for u128 {
+    fn first_octet(self) -> u8 {
+        let [first, ..] = self.to_be_bytes();
+        first
     }
 }
 

@@ -24,9 +24,11 @@
 //! | `identity` | names that differ in case alone are one user |
 //! | `tags` | names of inbounds, each kept once |
 //! | [`brake`] | how many users may be banned in a minute |
+//! | `few` | a list that is nearly always one item long |
 //! | `bounded` | a map that never outgrows its capacity |
 //! | [`verdict`] | what the roster says, and all that a record of it needs |
 //! | [`moment`] | instants without a clock |
+//! | `synthetic` | made-up access logs, behind a feature of that name |
 //! | [`error`] | settings that cannot be, as sentences |
 
 #![forbid(unsafe_code)]
@@ -37,6 +39,7 @@ mod bounded;
 pub mod brake;
 pub mod error;
 pub mod exempt;
+mod few;
 mod identity;
 pub mod line;
 pub mod moment;
@@ -47,6 +50,8 @@ pub mod rejection;
 pub mod roster;
 mod sessions;
 pub mod sighting;
+#[cfg(any(test, feature = "synthetic"))]
+pub mod synthetic;
 mod tags;
 pub mod verdict;
 

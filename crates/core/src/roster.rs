@@ -20,7 +20,7 @@ use std::mem;
 
 use crate::{
     bounded::{Bounded, Heard},
-    identity,
+    identity::{self, Identity},
     moment::Moment,
     neighbours::{Company, Neighbours},
     policy::Policy,
@@ -51,7 +51,7 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Roster {
     policy: Policy,
-    users: Bounded<Box<[u8]>, Sessions>,
+    users: Bounded<Identity, Sessions>,
     neighbours: Neighbours,
     tags: Tags,
     counters: Counters,
@@ -140,7 +140,7 @@ impl Roster {
             match sessions.renew(arrival, &self.policy, now) {
                 Renewal::Renewed => return Verdict::Admit,
                 Renewal::RenewedAndDue => {
-                    let user = self.users.hash_of(user);
+                    let user = self.users.hash_of::<[u8]>(user);
                     self.neighbours.note(source, user, now);
                     return Verdict::Admit;
                 }
@@ -148,7 +148,7 @@ impl Roster {
             }
         }
 
-        let user_hash = self.users.hash_of(user);
+        let user_hash = self.users.hash_of::<[u8]>(user);
         self.neighbours.note(source, user_hash, now);
         let tag = self.tags.keep(sighting.inbound);
         let (sessions, evicted) = self.users.get_or_insert(user.into(), || Sessions::new(now));

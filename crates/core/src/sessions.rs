@@ -27,6 +27,7 @@
 use std::time::Duration;
 
 use crate::{
+    few::Few,
     moment::Moment,
     network::{Family, Source},
     policy::{Keep, Policy},
@@ -71,15 +72,9 @@ pub(crate) struct Session {
     began: Moment,
     last: Moment,
     noted: Moment,
-    state: State,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Holds a place for as long as it is heard.
-    Holding,
-    /// Lost its place to a newcomer, and may not come back before this moment.
-    BannedUntil(Moment),
+    /// Until when it may not come back, having lost its place to a newcomer; the start of the clock
+    /// for a session that did not.
+    banned_until: Moment,
 }
 
 /// A violation whose ban lasts.
@@ -90,7 +85,7 @@ struct Offence {
 }
 
 /// The last violation by an offender of each family.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Offences {
     v4: Option<Offence>,
     v6: Option<Offence>,
@@ -116,15 +111,15 @@ impl Offences {
 #[derive(Debug)]
 pub(crate) struct Sessions {
     /// In the order in which they began, the most senior first.
-    by_seniority: Vec<Session>,
-    offences: Offences,
+    by_seniority: Few<Session>,
+    /// Elsewhere in memory: most users have none, and what each line reads should be small.
+    offences: Option<Box<Offences>>,
     last: Moment,
 }
 
 impl Sessions {
     pub(crate) fn new(now: Moment) -> Self {
-        // Nearly every user has one source, and a vector's first growth would make room for four.
-        Self { by_seniority: Vec::with_capacity(1), offences: Offences::default(), last: now }
+        Self { by_seniority: Few::new(), offences: None, last: now }
     }
 
     /// When any line of this user was last seen.
@@ -170,7 +165,7 @@ impl Sessions {
             began: now,
             last: now,
             noted: now,
-            state: State::Holding,
+            banned_until: Moment::default(),
         };
         let family = arrival.source.family();
         let known = self.known(arrival.source, policy, now);
@@ -185,7 +180,7 @@ impl Sessions {
             self.begin(newcomer, policy, now);
             return Ruling::Admit;
         }
-        *self.offences.of(family) =
+        *self.offences.get_or_insert_default().of(family) =
             Some(Offence { at: now, until: now.saturating_add(policy.timeout()) });
         let offenders = match policy.keep() {
             Keep::First => vec![newcomer],
@@ -226,7 +221,11 @@ impl Sessions {
     /// Whether a source of `family` that this user was never at is the device that is banned in
     /// the other family (rule 5).
     fn is_banned_device(&self, family: Family, policy: &Policy, now: Moment) -> bool {
-        let Some(offence) = self.offences.other_than(family).filter(|offence| now < offence.until)
+        let Some(offence) = self
+            .offences
+            .as_ref()
+            .and_then(|offences| offences.other_than(family))
+            .filter(|offence| now < offence.until)
         else {
             return false;
         };
@@ -263,7 +262,7 @@ impl Sessions {
             })
             .take(count)
             .map(|session| {
-                session.state = State::BannedUntil(until);
+                session.banned_until = until;
                 *session
             })
             .collect()
@@ -277,13 +276,10 @@ impl Sessions {
             let silent = self
                 .by_seniority
                 .iter()
-                .enumerate()
-                .filter(|(_, session)| !session.is_live(policy.window(), now))
-                .min_by_key(|(_, session)| session.last)
-                .map(|(index, _)| index);
-            if let Some(index) = silent {
-                self.by_seniority.remove(index);
-            }
+                .filter(|session| !session.is_live(policy.window(), now))
+                .min_by_key(|session| session.last)
+                .map(|session| session.source);
+            self.by_seniority.retain(|session| Some(session.source) != silent);
         }
         self.by_seniority.push(newcomer);
     }
@@ -291,11 +287,11 @@ impl Sessions {
 
 impl Session {
     fn is_live(&self, window: Duration, now: Moment) -> bool {
-        self.state == State::Holding && now.saturating_since(self.last) < window
+        self.banned_until == Moment::default() && now.saturating_since(self.last) < window
     }
 
     fn is_banned(&self, now: Moment) -> bool {
-        matches!(self.state, State::BannedUntil(until) if now < until)
+        now < self.banned_until
     }
 
     fn is_forgotten(&self, policy: &Policy, now: Moment) -> bool {

@@ -4,12 +4,14 @@
 //! has a handful of inbounds; only forged lines have many, so once the table is full further tags
 //! are not kept, and a record that would have shown one shows none.
 
+use std::num::NonZeroU16;
+
 /// How many tags are kept.
 const TAGS_LIMIT: usize = 256;
 
-/// A tag that was kept, or none.
+/// The place of a tag that was kept, counted from one; or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tag(Option<u16>);
+pub(crate) struct Tag(Option<NonZeroU16>);
 
 /// The tags seen so far.
 #[derive(Debug, Default)]
@@ -20,18 +22,18 @@ impl Tags {
     pub(crate) fn keep(&mut self, name: Option<&[u8]>) -> Tag {
         let Some(name) = name else { return Tag(None) };
         let known = self.0.iter().position(|tag| **tag == *name);
-        let index = known.or_else(|| {
+        let count = known.map(|index| index + 1).or_else(|| {
             (self.0.len() < TAGS_LIMIT).then(|| {
                 self.0.push(name.into());
-                self.0.len() - 1
+                self.0.len()
             })
         });
-        Tag(index.and_then(|index| u16::try_from(index).ok()))
+        Tag(count.and_then(|count| u16::try_from(count).ok()).and_then(NonZeroU16::new))
     }
 
     /// The tag of a number.
     pub(crate) fn name(&self, tag: Tag) -> Option<&[u8]> {
-        self.0.get(usize::from(tag.0?)).map(|name| &**name)
+        self.0.get(usize::from(tag.0?.get()) - 1).map(|name| &**name)
     }
 }
 

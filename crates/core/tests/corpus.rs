@@ -1,5 +1,7 @@
 //! The logs of real servers, read whole: `corpus/README.md` says what they are.
 
+#![cfg(test)]
+
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use refract_core::access;

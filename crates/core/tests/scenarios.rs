@@ -3,6 +3,8 @@
 //! A bug from the field arrives as one more file. Each line goes the whole way: exemptions, then
 //! the roster.
 
+#![cfg(test)]
+
 use std::{fs, net::SocketAddr, time::Duration};
 
 use refract_core::{
