@@ -17,8 +17,9 @@ use std::{
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::process::CommandExt as _,
+    panic,
     path::{Path, PathBuf},
-    process::{self, Command, ExitCode},
+    process::{Command, ExitCode},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -223,7 +224,7 @@ fn show(binary: &Path) -> Result<()> {
 
         headline("The ban lifts by itself");
         drop(over);
-        browsing.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause))?;
+        browsing.join().unwrap_or_else(|cause| panic::resume_unwind(cause))?;
         drop(download);
         say("phone    switched off");
         witness::wait_for_member(lab.server(), SET, LAPTOP, false, BOUND)?;
@@ -463,10 +464,10 @@ fn run(host: &Host, program: &str, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Prints a line. Nobody may be reading any more (`| head`); then there is nothing left to do, and
-/// the kernel ends what was started.
+/// Prints a line. Nobody may be reading any more (`| head`); then the demo ends without a word, and
+/// unwinds, so that nothing stays behind.
 fn print_line(text: &str) {
     if writeln!(io::stdout(), "{text}").is_err() {
-        process::exit(1);
+        panic::resume_unwind(Box::new("nobody reads"));
     }
 }
