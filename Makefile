@@ -13,8 +13,8 @@ run: ## Build and run it: make run ARGS="--dport=443 --dry-run"
 	$(CARGO) run --release --locked --bin refract -- $(ARGS)
 
 demo: build ## See it work in a throw-away network lab, under two minutes
-	$(CARGO) build --release --locked --example demo
-	./scripts/demo
+	$(CARGO) build --release --locked -p refract --example demo
+	./target/release/examples/demo target/release/refract
 
 test: ## Run every test: units, live kernel in namespaces, end to end through a real proxy
 	./scripts/install-test-needs

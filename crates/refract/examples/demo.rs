@@ -4,19 +4,22 @@
 //! (V2Ray or Xray when there is one, plain TCP connections and lines in Xray's format otherwise),
 //! and shows what happens to two devices that share one account. Needs no root: without it, it
 //! starts itself again under `unshare -Urn`. Takes the path of the `refract` binary, or finds the
-//! one that was built with it. Changes nothing outside its network and leaves nothing behind.
+//! one that was built with it. Changes nothing outside its network, leaves nothing behind and
+//! installs nothing: what is missing is named.
 
 #[expect(dead_code, reason = "the demo uses its part of the lab")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::{
+    collections::BTreeSet,
     env,
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::process::CommandExt as _,
+    panic,
     path::{Path, PathBuf},
-    process::{self, Command, ExitCode},
+    process::{Command, ExitCode},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -49,14 +52,36 @@ const OFFENDERS: u32 = 50;
 /// The offenders' addresses, and those of the users' first devices (RFC 2544).
 const OFFENDING: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 1);
 const HOLDING: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-/// Output is folded at this width.
-const WIDTH: usize = 96;
+/// No line of the output is wider, in characters.
+const WIDTH: usize = 100;
+/// What every line of a section begins with,
+const INDENT: &str = "   ";
+/// and what continues one that was too long.
+const CONTINUED: &str = "       ";
+/// Programs that the demo runs, and the Debian packages they come in.
+const NEEDS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("ipset", "ipset"),
+    ("iptables", "iptables"),
+    ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+];
+/// Where system programs are, which the search path of most users leaves out.
+const SYSTEM_PROGRAMS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 fn main() -> ExitCode {
-    if !rustix::process::geteuid().is_root() {
-        return without_root();
-    }
-    match binary().and_then(|binary| show(&binary).and_then(|()| measure(&binary))) {
+    let demo = prepare().and_then(|()| binary()).and_then(|binary| {
+        let begun = Instant::now();
+        show(&binary)?;
+        measure(&binary)?;
+        headline("That was it");
+        say(&format!(
+            "{:.0} seconds; the network, the set and the rule are gone with the demo.",
+            begun.elapsed().as_secs_f64()
+        ));
+        Ok(())
+    });
+    match demo {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("demo: {error}");
@@ -65,16 +90,54 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts the demo again as the root of a user namespace of its own; returns only if it cannot.
-fn without_root() -> ExitCode {
-    let error = match env::current_exe() {
-        Ok(ourselves) => {
-            Command::new("unshare").arg("-Urn").arg(ourselves).args(env::args_os().skip(1)).exec()
-        }
-        Err(error) => error,
-    };
-    eprintln!("demo: cannot start `unshare -Urn`: {error}; try again as root");
-    ExitCode::FAILURE
+/// Makes sure that everything is there and allowed. Goes on in a new process, with the same
+/// arguments, where it takes a longer search path or the root of a user namespace of its own.
+fn prepare() -> Result<()> {
+    let ourselves = env::current_exe().map_err(LabError::while_trying("find this program"))?;
+    let mut path: Vec<PathBuf> =
+        env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect();
+    if SYSTEM_PROGRAMS.iter().any(|folder| !path.contains(&folder.into())) {
+        path.extend(SYSTEM_PROGRAMS.map(PathBuf::from));
+        let path = env::join_paths(path).map_err(LabError::while_trying("take PATH"))?;
+        let error = Command::new(ourselves).args(env::args_os().skip(1)).env("PATH", path).exec();
+        return Err(LabError::new(format!("cannot start itself again: {error}")));
+    }
+    let is_there = |program: &str| path.iter().any(|folder| folder.join(program).is_file());
+    let missing: Vec<_> = NEEDS.into_iter().filter(|(program, _)| !is_there(program)).collect();
+    if !missing.is_empty() {
+        let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
+        let packages: BTreeSet<_> = missing.iter().map(|(_, package)| *package).collect();
+        return Err(LabError::new(format!(
+            "not installed: {}. On Debian or Ubuntu: sudo apt-get install {}",
+            programs.join(", "),
+            packages.into_iter().collect::<Vec<_>>().join(" "),
+        )));
+    }
+
+    let is_root = rustix::process::geteuid().is_root();
+    let kind = if is_root { "-n" } else { "-Urn" };
+    let tried = Command::new("unshare")
+        .args([kind, "ip", "link", "set", "lo", "up"])
+        .output()
+        .map_err(LabError::while_trying("run unshare"))?;
+    if !tried.status.success() {
+        let said = String::from_utf8_lossy(&tried.stderr);
+        let remedy = if is_root {
+            "in a container, give it the capabilities SYS_ADMIN and NET_ADMIN".to_owned()
+        } else {
+            format!("try again as root: sudo {}", ourselves.display())
+        };
+        return Err(LabError::new(format!(
+            "a network namespace cannot be made here ({}); {remedy}",
+            said.trim()
+        )));
+    }
+    if is_root {
+        return Ok(());
+    }
+    let error =
+        Command::new("unshare").arg(kind).arg(ourselves).args(env::args_os().skip(1)).exec();
+    Err(LabError::new(format!("cannot run unshare: {error}")))
 }
 
 /// The binary that was named, or the one beside this program (`target/PROFILE/refract`).
@@ -90,15 +153,19 @@ fn binary() -> Result<PathBuf> {
 /// Two devices, one account: the story.
 fn show(binary: &Path) -> Result<()> {
     print_line("Refract at work, in a network of its own that is gone when this ends.");
+    print_line("It takes about ten seconds.");
     let mut lab = Lab::new()?;
     let phone_host = lab.add_client(&[PHONE])?;
     let laptop_host = lab.add_client(&[LAPTOP])?;
     let entrance = Entrance::open(&lab)?;
 
     headline("One server, two devices, one account");
-    say(&format!("server   {SERVER_V4}   {}", entrance.describe()));
-    say(&format!("phone    {PHONE}   {}, whose account it is", ALICE.email));
-    say(&format!("laptop   {LAPTOP}   somebody whom she gave her password"));
+    say(&format!("server   {:<15} {}", SERVER_V4.to_string(), entrance.describe()));
+    say(&format!("phone    {PHONE:<15} {}, whose account it is", ALICE.email));
+    say(&format!("laptop   {LAPTOP:<15} somebody whom she gave her password"));
+    print_line("");
+    say("The account is for one device at a time. Refract runs on the server and follows the log:");
+    print_line("");
     let flags = [
         format!("--dport={PORT}"),
         format!("--window={WINDOW}"),
@@ -106,7 +173,6 @@ fn show(binary: &Path) -> Result<()> {
         format!("--access.log={}", entrance.access_log().display()),
         format!("--block.log={}", lab.path("block.log").display()),
     ];
-    print_line("");
     say(&format!("$ refract {}", flags.join(" ")));
     let daemon = Daemon::start(binary, lab.server(), &flags)?;
     say(&daemon.messages());
@@ -115,7 +181,7 @@ fn show(binary: &Path) -> Result<()> {
     let phone = entrance.admit(&lab, &phone_host)?;
     let download = phone.connect()?;
     download.progress().wait_for_bytes(download.plenty(), BOUND)?;
-    say(&format!("phone    downloads, {} bytes so far", download.progress().received()));
+    say(&format!("phone    downloads: {} bytes so far", download.progress().received()));
 
     thread::scope(|scope| {
         let (over, is_over) = mpsc::channel::<()>();
@@ -125,33 +191,47 @@ fn show(binary: &Path) -> Result<()> {
         let laptop = entrance.admit(&lab, &laptop_host)?;
         let came = Instant::now();
         let before = download.progress().received();
-        share_until_cut(&laptop)?;
-        say(&format!("laptop   cut off {:.1} s after it came", came.elapsed().as_secs_f64()));
+        let cut = share_until_cut(&laptop)?;
+        let lasted = cut.duration_since(came).as_millis();
+        say(&format!("laptop   cut off, {lasted} ms after it began to connect"));
         download.progress().wait_for_bytes(1, BOUND)?;
         let more = download.progress().received() - before;
-        say(&format!("phone    goes on, {more} bytes more, none lost"));
-        drop(laptop);
+        say(&format!("phone    goes on: {more} bytes more since the laptop came"));
 
         headline("What the kernel holds now");
         witness::wait_for_member(lab.server(), SET, LAPTOP, true, BOUND)?;
+        say("The banned address, with the seconds it has left:");
         run(lab.server(), "ipset", &["list", SET])?;
+        say("and the rule that drops its packets:");
         run(lab.server(), "iptables", &["-S", "INPUT"])?;
+        if laptop.connect().is_ok() {
+            return Err(LabError::new("the banned device got in again"));
+        }
+        say("laptop   tries again: no answer");
+        drop(laptop);
 
-        headline("Who, what, why: the audit trail");
+        headline("Who, what, why: the block log");
         let record = witness::wait_for_line(&lab.path("block.log"), LAPTOP, BOUND)?;
         say("$ tail -n 1 block.log");
         say(&record);
+        print_line("");
+        say("source      who was cut off, and which connection (peer) the proxy's log had named");
+        say("incumbents  who held the account's one place (places=1)");
+        say("killed      how many connections were reset");
+        say(
+            "latency     from reading the line to the address being banned and its connection reset",
+        );
 
         headline("The ban lifts by itself");
         drop(over);
-        browsing.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause))?;
+        browsing.join().unwrap_or_else(|cause| panic::resume_unwind(cause))?;
         drop(download);
         say("phone    switched off");
         witness::wait_for_member(lab.server(), SET, LAPTOP, false, BOUND)?;
         say(&format!("the set has let go of {LAPTOP}: --timeout={TIMEOUT}, kept by the kernel"));
         let laptop = entrance.admit(&lab, &laptop_host)?;
         laptop.connect()?.progress().wait_for_bytes(1_000, BOUND)?;
-        say("laptop   in again: one device at a time is what the account is for");
+        say("laptop   is in again: the account is used from one place now, and that is its right");
         Ok(())
     })?;
     daemon.terminate(BOUND).map(drop)
@@ -186,13 +266,17 @@ fn measure(binary: &Path) -> Result<()> {
     }
     taken.sort_unstable();
     let micros = |at: usize| taken.get(at).map_or(0, Duration::as_micros);
-    say(&format!("{OFFENDERS} offenders one by one, from the write of the log line to the reset:"));
     say(&format!(
-        "fastest {} us, median {} us, slowest {} us, on this machine, now",
+        "{OFFENDERS} offenders, one by one, from the write of the log line to the reset that the \
+         client sees:"
+    ));
+    say(&format!(
+        "fastest {} us, median {} us, slowest {} us (a millionth of a second each), on this machine.",
         micros(0),
         micros(taken.len() / 2),
         micros(taken.len() - 1),
     ));
+    say("`make bench` measures it with more care.");
     daemon.terminate(BOUND).map(drop)
 }
 
@@ -243,7 +327,7 @@ impl Entrance {
     fn describe(&self) -> String {
         match self {
             Self::Proxy { program, .. } => {
-                format!("{} with VLESS on port {PORT}", program.path().display())
+                format!("{}, a real proxy: VLESS on port {PORT}", program.path().display())
             }
             Self::Echo { no_proxy, .. } => {
                 format!("plain TCP on port {PORT}, with lines as Xray writes them\n({no_proxy})")
@@ -322,16 +406,21 @@ impl Connection {
     }
 }
 
-/// Uses the account until the first stream ends; opening it may already fail.
-fn share_until_cut(device: &Guest<'_>) -> Result<()> {
-    let Ok(stream) = device.connect() else { return Ok(()) };
+/// Uses the account until the first stream ends, and gives the instant; opening it may already
+/// fail.
+fn share_until_cut(device: &Guest<'_>) -> Result<Instant> {
     say("laptop   downloads, too");
+    let Ok(stream) = device.connect() else { return Ok(Instant::now()) };
     let deadline = Instant::now() + BOUND;
     while Instant::now() < deadline {
         // That it fails is what is waited for.
         let _ = device.connect().and_then(|new| new.progress().wait_for_bytes(100, PACE));
-        if stream.progress().wait_for_end(PACE).is_ok() {
-            return Ok(());
+        match stream.progress().wait_for_end(PACE) {
+            Ok(Ending::Reset(when) | Ending::Closed(when)) => return Ok(when),
+            Ok(Ending::Failed(how)) => {
+                return Err(LabError::new(format!("the second device's stream failed: {how}")));
+            }
+            Err(_) => {}
         }
     }
     Err(LabError::new(format!("the second device still had its stream after {BOUND:?}")))
@@ -341,27 +430,44 @@ fn headline(text: &str) {
     print_line(&format!("\n== {text}\n"));
 }
 
-/// Prints `text` indented and folded, so that no line is wider than a page.
+/// Prints `text` indented, its lines folded between words.
 fn say(text: &str) {
     for line in text.lines() {
-        let characters: Vec<char> = line.chars().collect();
-        for piece in characters.chunks(WIDTH) {
-            print_line(&format!("   {}", piece.iter().collect::<String>()));
-        }
+        fold(line).iter().for_each(|piece| print_line(piece));
     }
 }
 
+/// `line` in pieces that are no wider than [`WIDTH`]. Spaces within a piece are kept.
+fn fold(line: &str) -> Vec<String> {
+    let mut pieces = Vec::new();
+    let mut piece = INDENT.to_owned();
+    let mut is_empty = true;
+    for word in line.split(' ') {
+        let space = usize::from(!is_empty);
+        if !is_empty && piece.chars().count() + space + word.chars().count() > WIDTH {
+            pieces.push(std::mem::replace(&mut piece, CONTINUED.to_owned()));
+        } else if !is_empty {
+            piece.push(' ');
+        }
+        piece += word;
+        is_empty = false;
+    }
+    pieces.push(piece);
+    pieces
+}
+
 fn run(host: &Host, program: &str, arguments: &[&str]) -> Result<()> {
+    print_line("");
     say(&format!("$ {program} {}", arguments.join(" ")));
-    say(&host.output(program, arguments)?);
+    say(host.output(program, arguments)?.trim_end());
     print_line("");
     Ok(())
 }
 
-/// Prints a line. Nobody may be reading any more (`| head`); then there is nothing left to do, and
-/// the kernel ends what was started.
+/// Prints a line. Nobody may be reading any more (`| head`); then the demo ends without a word, and
+/// unwinds, so that nothing stays behind.
 fn print_line(text: &str) {
     if writeln!(io::stdout(), "{text}").is_err() {
-        process::exit(1);
+        panic::resume_unwind(Box::new("nobody reads"));
     }
 }
