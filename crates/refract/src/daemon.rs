@@ -231,7 +231,9 @@ impl Daemon {
         if self.flags.timeout > LONGEST_TIMEOUT {
             warn!("--timeout is longer than the kernel can hold: bans last {LONGEST_TIMEOUT:?}");
         }
-        for complaint in health::recent(&self.flags.access_log, &self.judge.exemptions) {
+        // What keeps the log from being read is the tail's to say.
+        let recent = health::recent(&mut self.tail, &self.judge.exemptions).unwrap_or_default();
+        for complaint in health::complaints(&recent) {
             warn!("{complaint}");
         }
         self.tell_tail();

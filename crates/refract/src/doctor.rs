@@ -4,7 +4,7 @@
 //! the remedy where something is wrong. It looks and changes nothing, and works beside a running
 //! daemon.
 
-use std::{fs::File, io::Write, path::Path};
+use std::{fs::File, io::Write, path::Path, time::Instant};
 
 use refract_core::Exemptions;
 use refract_kernel::{
@@ -21,6 +21,7 @@ use crate::{
     firewall, health,
     lock::NamespaceLock,
     privilege,
+    tail::{LogTarget, Tail},
 };
 
 /// How one look ended.
@@ -154,7 +155,15 @@ fn recent_lines(flags: &Flags) -> Finding {
         Ok(networks) => settle_host(&mut exemptions, &networks),
         Err(error) => return Finding::Bad(format!("this host's addresses: {error}")),
     }
-    let Ok(counts) = health::recent_counts(&flags.access_log, &exemptions) else {
+    let target = LogTarget::from(&flags.access_log);
+    if target == LogTarget::Stdin {
+        return Finding::Notable("recent lines: standard input has no past".to_owned());
+    }
+    let counts = match Tail::open(&target, Instant::now()) {
+        Ok(mut tail) => health::recent(&mut tail, &exemptions),
+        Err(error) => return Finding::Bad(format!("recent lines: {error}")),
+    };
+    let Ok(counts) = counts else {
         return Finding::Notable("recent lines: none could be read".to_owned());
     };
     let complaints = health::complaints(&counts);

@@ -4,14 +4,11 @@
 //! a while per reason. Silence would be the worst answer: a masked log or a proxy in front make a
 //! limiter useless without any error. It reads no log and changes no verdict.
 
-use std::{
-    fs::File,
-    io::{self, Read, Seek, SeekFrom},
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use refract_core::{Exemption, Exemptions, Rejection, access::parse};
+
+use crate::tail::{Tail, Trouble};
 
 /// Fewest lines from which a judgement is made.
 const FEWEST_LINES: u64 = 20;
@@ -170,31 +167,11 @@ fn since(before: &Counters, now: &Counters) -> Counters {
     counts
 }
 
-/// What is wrong with the end of the log as it stands before anything is followed: the last 64 KiB
-/// are parsed for this alone. Nothing where the log is no regular file, or cannot be read: that is
-/// the tail's to say.
-#[must_use]
-pub fn recent(log: &Path, exemptions: &Exemptions) -> Vec<&'static str> {
-    complaints(&recent_counts(log, exemptions).unwrap_or_default())
-}
-
-/// What becomes of the lines in the last 64 KiB of the log.
-pub fn recent_counts(log: &Path, exemptions: &Exemptions) -> io::Result<Counters> {
+/// What becomes of the last 64 KiB before the place where the log is followed from, parsed for this
+/// alone. Nothing where the log is no regular file: what is in a FIFO has not been read yet.
+pub fn recent(tail: &mut Tail, exemptions: &Exemptions) -> Result<Counters, Trouble> {
     let mut counters = Counters::default();
-    // A FIFO would block, and what is in it belongs to the tail.
-    if !std::fs::metadata(log)?.is_file() {
-        return Ok(counters);
-    }
-    let mut file = File::open(log)?;
-    let begin = file.metadata()?.len().saturating_sub(RECENT);
-    file.seek(SeekFrom::Start(begin))?;
-    let mut bytes = Vec::new();
-    file.take(RECENT).read_to_end(&mut bytes)?;
-    let mut lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
-    // What follows the last newline is not a line yet; what precedes the first is a part of one.
-    lines.pop();
-    let first = usize::from(begin > 0);
-    for line in lines.iter().skip(first) {
+    tail.read_back(RECENT, |line| {
         counters.lines += 1;
         match parse(line) {
             Err(rejection) => counters.reject(rejection),
@@ -203,6 +180,87 @@ pub fn recent_counts(log: &Path, exemptions: &Exemptions) -> io::Result<Counters
                 None => counters.sightings += 1,
             },
         }
-    }
+    })?;
     Ok(counters)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(count: u64) -> Counters {
+        Counters { lines: count, ..Counters::default() }
+    }
+
+    #[track_caller]
+    fn check(counters: &Counters, expected: &[&str]) {
+        let found = complaints(counters);
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for (complaint, word) in found.iter().zip(expected) {
+            assert!(complaint.contains(word), "{complaint}");
+        }
+    }
+
+    #[test]
+    fn each_useless_log_is_named_with_its_remedy() {
+        for (rejection, word) in [
+            (Rejection::Masked, "maskAddress"),
+            (Rejection::PortZero, "PROXY protocol"),
+            (Rejection::NoEmail, "email"),
+            (Rejection::Loopback, "acceptProxyProtocol"),
+            (Rejection::UnixSocket, "acceptProxyProtocol"),
+            (Rejection::Foreign, "--access.log"),
+        ] {
+            let mut counters = lines(100);
+            (0..90).for_each(|_| counters.reject(rejection));
+            check(&counters, &[word]);
+        }
+        let mut counters = lines(100);
+        (0..95).for_each(|_| counters.exempt(Exemption::Host));
+        check(&counters, &["acceptProxyProtocol"]);
+    }
+
+    #[test]
+    fn a_log_with_a_few_useless_lines_is_healthy() {
+        let mut counters = lines(100);
+        (0..89).for_each(|_| counters.reject(Rejection::NoEmail));
+        check(&counters, &[]);
+        check(&lines(0), &[]);
+        let mut few = lines(19);
+        (0..19).for_each(|_| few.reject(Rejection::Masked));
+        check(&few, &[]);
+    }
+
+    #[test]
+    fn lines_of_the_proxy_itself_do_not_dilute_a_judgement() {
+        let mut counters = lines(1000);
+        (0..900).for_each(|_| counters.reject(Rejection::DnsAnswer));
+        (0..95).for_each(|_| counters.reject(Rejection::Masked));
+        check(&counters, &["maskAddress"]);
+    }
+
+    #[test]
+    fn a_warning_is_not_repeated_until_its_pause_is_over() {
+        let (mut health, start) = (Health::default(), Instant::now());
+        let mut counters = Counters::default();
+        let more = |counters: &mut Counters| {
+            counters.lines += 50;
+            (0..50).for_each(|_| counters.reject(Rejection::Masked));
+        };
+        more(&mut counters);
+        assert_eq!(health.look(&counters, start).len(), 1);
+        more(&mut counters);
+        assert_eq!(health.look(&counters, start + Duration::from_secs(10)).len(), 0);
+        assert_eq!(health.look(&counters, start + PAUSE).len(), 0, "nothing new was read");
+        more(&mut counters);
+        assert_eq!(health.look(&counters, start + PAUSE).len(), 1);
+    }
+
+    #[test]
+    fn the_reasons_are_listed_by_name_with_their_counts() {
+        let mut counters = Counters { other_transport: 3, ..Counters::default() };
+        counters.reject(Rejection::NoEmail);
+        counters.exempt(Exemption::Gateway);
+        assert_eq!(counters.reasons(), "no_email=1 gateway=1 other_transport=3");
+    }
 }

@@ -88,3 +88,45 @@ impl Judge {
         self.roster.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use refract_core::Policy;
+
+    use super::*;
+
+    fn judge(tcp: bool, udp: bool) -> Judge {
+        let exemptions = Exemptions::new(vec!["10.0.0.0/8".parse().unwrap()]);
+        Judge::new(Roster::new(Policy::default()), exemptions, Protocols { tcp, udp })
+    }
+
+    fn line(peer: &str) -> String {
+        format!("2026/11/23 09:44:06 from {peer} accepted tcp:h.example:443 [in -> out] email: a@b")
+    }
+
+    #[test]
+    fn a_second_source_becomes_an_eviction_once_decided() {
+        let mut judge = judge(true, false);
+        for peer in ["198.51.100.1:1", "198.51.100.2:2"] {
+            judge.take(line(peer).as_bytes(), Moment::default());
+        }
+        assert_eq!(judge.evictions.len(), 0, "the batch waits for its end");
+        judge.decide();
+        assert_eq!(judge.evictions.len(), 1);
+        assert_eq!((judge.counters.sightings, judge.counters.offenders), (2, 1));
+        assert_eq!(judge.users(), 1);
+    }
+
+    #[test]
+    fn exempt_addresses_and_other_transports_are_counted_and_never_sighted() {
+        let mut judge = judge(true, false);
+        for peer in ["198.51.100.1:1", "10.0.0.1:2", "udp:198.51.100.3:3", "tcp:198.51.100.1:4"] {
+            judge.take(line(peer).as_bytes(), Moment::default());
+        }
+        judge.take(b"nonsense", Moment::default());
+        judge.decide();
+        assert_eq!(judge.evictions.len(), 0);
+        assert_eq!((judge.counters.lines, judge.counters.sightings), (5, 2));
+        assert_eq!(judge.counters.reasons(), "no_timestamp=1 allow_list=1 other_transport=1");
+    }
+}
