@@ -189,25 +189,40 @@ impl BanSets {
     /// it and the flows from it; a network lifts all that it holds.
     pub fn unban(&mut self, target: BanTarget) -> Result<bool, Error> {
         let target = target.canonical().map_err(|source| Error::Unbannable { target, source })?;
-        let mut lifted = self.entries()?;
-        lifted.retain(|(_, ban)| target.lifts(ban.target));
+        let held: Vec<BanTarget> = self
+            .entries()?
+            .into_iter()
+            .map(|(_, ban)| ban.target)
+            .filter(|held| target.lifts(*held))
+            .collect();
+        Ok(self.lift(&held)?.contains(&true))
+    }
+
+    /// Lifts bans just as [`Self::list`] gave them, and says for each whether it was still there.
+    pub fn lift(&mut self, held: &[BanTarget]) -> Result<Vec<bool>, Error> {
         let names = &self.names;
-        let operations = lifted.iter().map(|(role, ban)| Operation {
+        let operations = held.iter().map(|target| Operation {
             verb: Verb::Delete,
-            set: names.of(*role),
-            target: ban.target,
+            set: names.of(SetRole::of(*target)),
+            target: *target,
             timeout: None,
         });
-        let (mut there, mut failure) = (false, None);
+        let (mut lifted, mut failure) = (vec![false; held.len()], None);
         self.sets.each(operations, |index, answer| match answer {
-            Ok(()) => there = true,
+            Ok(()) => {
+                if let Some(lifted) = lifted.get_mut(index) {
+                    *lifted = true;
+                }
+            }
             // It ran out, or somebody else was faster.
             Err(Errno::IPSET_EXIST | Errno::NOENT) => {}
-            Err(errno) => failure = lifted.get(index).map(|failed| (failed, errno)),
+            Err(errno) => failure = held.get(index).map(|failed| (*failed, errno)),
         })?;
         match failure {
-            None => Ok(there),
-            Some(((role, ban), errno)) => Err(refused("unban", ban.target, names.of(*role), errno)),
+            None => Ok(lifted),
+            Some((target, errno)) => {
+                Err(refused("unban", target, names.of(SetRole::of(target)), errno))
+            }
         }
     }
 

@@ -47,25 +47,30 @@ pub fn unban(sources: &[String], all: bool, out: &mut impl Write) -> Result<(), 
         .map(|text| text.parse().map_err(|_| Error::NotASource { text: text.clone() }))
         .collect::<Result<_, _>>()?;
 
-    let mut lifted = vec![false; wanted.len()];
+    let mut found = vec![false; wanted.len()];
+    let mut targets = Vec::new();
     for Ban { target, .. } in sets.list()? {
         let mut named = all;
-        for (network, lifted) in wanted.iter().zip(&mut lifted) {
+        for (network, found) in wanted.iter().zip(&mut found) {
             let source =
                 BanTarget::Network { address: network.address(), prefix: network.prefix() };
             if source.lifts(target) {
                 named = true;
-                *lifted = true;
+                *found = true;
             }
         }
-        if named && sets.unban(target)? {
-            print(out, &format!("lifted {target}\n"))?;
+        if named {
+            targets.push(target);
         }
+    }
+    let lifted = sets.lift(&targets)?;
+    for (target, _) in targets.iter().zip(lifted).filter(|(_, lifted)| *lifted) {
+        print(out, &format!("lifted {target}\n"))?;
     }
     let missed: Vec<&str> = sources
         .iter()
-        .zip(&lifted)
-        .filter(|(_, lifted)| !**lifted)
+        .zip(&found)
+        .filter(|(_, found)| !**found)
         .map(|(text, _)| text.as_str())
         .collect();
     if missed.is_empty() { Ok(()) } else { Err(Error::NotBanned { sources: missed.join(", ") }) }

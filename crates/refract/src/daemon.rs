@@ -119,6 +119,7 @@ impl Daemon {
             ipv6_prefix: flags.ipv6_prefix,
             timeout,
             udp_ban: flags.udp_ban,
+            forget_after: PolicyTerms::default().forget_after.max(timeout),
             ..PolicyTerms::default()
         })?;
         let terms = Terms {
