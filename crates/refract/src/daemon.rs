@@ -260,10 +260,9 @@ impl Daemon {
             let wait = if unread {
                 Duration::ZERO
             } else {
-                self.enforcer
-                    .due()
-                    .map_or(next_tick, |due| due.min(next_tick))
-                    .saturating_duration_since(Instant::now())
+                let now = Instant::now();
+                let due = self.enforcer.due(now).map_or(next_tick, |due| due.min(next_tick));
+                due.saturating_duration_since(now)
             };
             match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timespec(wait))) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -300,7 +299,7 @@ impl Daemon {
                 return Ok(());
             }
             let now = Instant::now();
-            if woken(Source::Survey) || self.enforcer.due().is_some_and(|due| due <= now) {
+            if woken(Source::Survey) || self.enforcer.due(now).is_some_and(|due| due <= now) {
                 let block_log = &mut self.block_log;
                 self.enforcer.advance(now, |record| write_down(&record, block_log));
             }
@@ -324,8 +323,8 @@ impl Daemon {
         }
     }
 
-    /// Reads what the log has, a bounded number of chunks; all offenders of a chunk are banned
-    /// before the next is read.
+    /// Reads what the log has, a bounded number of chunks. All offenders of a chunk are banned before
+    /// the next is read; their connections are killed when nothing more is to be banned.
     fn read_log(&mut self) -> Progress {
         let mut progress = Progress::More;
         for _ in 0..CHUNKS_PER_TURN {
@@ -335,14 +334,7 @@ impl Daemon {
             progress = self.tail.read_chunk(read_at, |line| judge.take(line, now));
             judge.decide();
             if !judge.evictions.is_empty() {
-                let block_log = &mut self.block_log;
-                self.enforcer.enforce(
-                    &mut judge.evictions,
-                    &judge.exemptions,
-                    read_at,
-                    now,
-                    |record| write_down(&record, block_log),
-                );
+                self.enforcer.ban(&mut judge.evictions, &judge.exemptions, read_at, now);
             }
             if progress != Progress::More {
                 break;
@@ -445,7 +437,7 @@ impl Daemon {
     fn stop(mut self) {
         let end = Instant::now() + FAREWELL;
         while !self.enforcer.is_idle() && Instant::now() < end {
-            let until = self.enforcer.due().map_or(end, |due| due.min(end));
+            let until = self.enforcer.due(Instant::now()).map_or(end, |due| due.min(end));
             if let Some(fd) = self.enforcer.survey_fd() {
                 let left = timespec(until.saturating_duration_since(Instant::now()));
                 let mut fds =

@@ -29,6 +29,12 @@ impl Ledger {
         }
     }
 
+    /// How much time a ban has left; none if it is not known.
+    #[must_use]
+    pub fn left(&self, target: &BanTarget, now: Instant) -> Duration {
+        self.bans.get(target).map_or(Duration::ZERO, |end| end.saturating_duration_since(now))
+    }
+
     /// The ban was lifted by hand.
     pub fn lifted(&mut self, target: &BanTarget) {
         self.bans.swap_remove(target);
