@@ -3,6 +3,8 @@
 //! Each test has a lab of its own; what is claimed of the kernel is looked up with `ipset` and
 //! `iptables`, what is claimed of the process in its exit status, its words and `/proc`.
 
+#![cfg(test)]
+
 #[expect(dead_code, reason = "each test uses its part of the lab")]
 mod support;
 
@@ -81,15 +83,10 @@ impl Scene {
         Ok(Ended::from(self.lab.server().finish(command)?))
     }
 
-    /// Writes two lines that make `number` of 100 to 355 an offender, with an account of its own.
-    fn offend(&self, number: u32) -> Result<String> {
+    /// Writes the lines of an [`offence`] and waits until the offender is banned.
+    fn ban(&self, number: u32) -> Result<String> {
         let (lines, offender) = offence(number);
         self.log.write(lines.as_bytes())?;
-        Ok(offender)
-    }
-
-    fn ban(&self, number: u32) -> Result<String> {
-        let offender = self.offend(number)?;
         witness::wait_for_member(self.lab.server(), SET, &offender, true, BOUND)?;
         Ok(offender)
     }
@@ -113,9 +110,11 @@ impl Scene {
     }
 }
 
-/// Two lines of the log that make an offender, and its address.
+/// Two lines of the log that make an offender of 198.18.0.0/16, with an account of its own, and its
+/// address.
 fn offence(number: u32) -> (String, String) {
-    let offender = SocketAddr::from(([198, 18, (number >> 8) as u8, (number & 255) as u8], 40_001));
+    let [_, _, high, low] = number.to_be_bytes();
+    let offender = SocketAddr::from(([198, 18, high, low], 40_001));
     let user = format!("user{number}");
     let first = SocketAddr::from(([198, 51, 100, 1], 40_000));
     let lines = [accepted_line(first, &user), accepted_line(offender, &user)].concat();
@@ -679,7 +678,7 @@ fn every_flag_and_variable_refuses_nonsense_in_one_sentence_that_names_them() ->
         bytes.push(0xff);
         let argument = [OsString::from_vec(bytes)];
         let ended = scene.finish(daemon::command(Path::new(REFRACT), &argument))?;
-        ended.is_refusal(2, &["cannot be", "\\xFF", "it takes text in UTF-8"]);
+        ended.is_refusal(2, &["cannot be", "\\xff", "it takes text in UTF-8"]);
     }
     let mut command = daemon::command(Path::new(REFRACT), &[] as &[&str]);
     command.env("REFRACT_DPORT", OsString::from_vec(vec![0xff]));
@@ -909,7 +908,7 @@ fn what_it_says_as_json_is_one_object_a_line_and_nothing_is_coloured() -> Result
                 let value: serde_json::Value =
                     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
                 for key in ["timestamp", "level", "message"] {
-                    assert!(value.get(key).is_some_and(|value| value.is_string()), "{line}");
+                    assert!(value.get(key).is_some_and(serde_json::Value::is_string), "{line}");
                 }
             }
         }
