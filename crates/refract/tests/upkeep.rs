@@ -3,6 +3,8 @@
 //! The second eye is the operator's: `iptables -S`, `ipset list`, the counters of a rule, real
 //! connections. Verdicts rest on the log here, because two lines of it are all that a ban takes.
 
+#![cfg(test)]
+
 #[expect(dead_code, reason = "each test uses its part of the lab")]
 mod support;
 
