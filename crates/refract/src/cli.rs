@@ -11,7 +11,7 @@ use clap::{
 };
 use refract_core::{Keep, Network};
 
-use crate::{audit::BlockFormat, ports::Ports, telemetry::LogFormat};
+use crate::{audit::BlockFormat, escape::quoted, ports::Ports, telemetry::LogFormat};
 
 /// The whole command line.
 #[derive(Clone, Debug, Parser)]
@@ -75,6 +75,7 @@ pub enum Command {
             long = "block.log",
             env = "REFRACT_BLOCK_LOG",
             hide_env_values = true,
+            value_name = "FILE",
             default_value = "/var/log/xray/block.log",
             value_parser = path
         )]
@@ -368,7 +369,7 @@ fn not_text(arguments: &[OsString]) -> String {
     let arguments = arguments.iter().map(|argument| ("an argument".to_owned(), argument.clone()));
     let culprit = arguments.chain(variables).find(|(_, value)| value.to_str().is_none());
     let (name, value) = culprit.unwrap_or_else(|| ("an argument".to_owned(), OsString::new()));
-    format!("{name} cannot be {value:?}: it takes text in UTF-8")
+    format!("{name} cannot be {}: it takes text in UTF-8", quoted(value.as_encoded_bytes()))
 }
 
 /// A flag with its variable, which a bad value may have come from.
