@@ -10,7 +10,7 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | [`line`] | bytes in, lines out |
+//! | [`mod@line`] | bytes in, lines out |
 //! | [`access`] | one line in, a sighting or the reason why not |
 //! | [`sighting`] | what a line says: user, peer, transport, inbound |
 //! | [`rejection`] | the reasons why a line is not taken |

@@ -434,7 +434,9 @@ fn headline(text: &str) {
 /// Prints `text` indented, its lines folded between words.
 fn say(text: &str) {
     for line in text.lines() {
-        fold(line).iter().for_each(|piece| print_line(piece));
+        for piece in fold(line) {
+            print_line(&piece);
+        }
     }
 }
 

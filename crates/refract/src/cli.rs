@@ -75,6 +75,7 @@ pub enum Command {
             long = "block.log",
             env = "REFRACT_BLOCK_LOG",
             hide_env_values = true,
+            value_name = "FILE",
             default_value = "/var/log/xray/block.log",
             value_parser = path
         )]

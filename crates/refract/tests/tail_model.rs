@@ -5,6 +5,12 @@
 //! read; files that were deleted before the tail looked at them; and, after the kernel's event queue
 //! has overflowed, files that came and went before the tail looked again.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a step that fails fails the test"
+)]
+
 #[expect(dead_code, reason = "the scenarios use more of it")]
 mod follower;
 
@@ -237,7 +243,8 @@ impl World {
         if !self.names.contains_key(&self.log()) || self.files.len() >= OLD_FILES_KEPT {
             return;
         }
-        let latest = (0..).find(|&number| !self.names.contains_key(&(self.pointed, number)));
+        let latest = (0..=self.names.len())
+            .find(|&number| !self.names.contains_key(&(self.pointed, number)));
         for number in (0..latest.unwrap()).rev() {
             self.rename((self.pointed, number), (self.pointed, number + 1));
         }

@@ -336,7 +336,8 @@ impl Drop for Knocker {
 fn knock() -> rustix::io::Result<()> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-    bind(&socket, &SocketAddr::new(OFFENDER.parse().unwrap(), 0))?;
+    let offender = OFFENDER.parse().map_err(|_| rustix::io::Errno::INVAL)?;
+    bind(&socket, &SocketAddr::new(offender, 0))?;
     match connect(&socket, &SocketAddr::new(SERVER_V4.into(), 443)) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(()),
         Err(errno) => Err(errno),

@@ -6,11 +6,11 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | [`look`] | where the path leads now: takes files up and counts out old ones |
-//! | [`watch`] | inotify: every directory on the way, every followed file |
-//! | [`source`] | one open file, FIFO or standard input: bytes to lines |
-//! | [`place`] | how far a file was read, and whether it is still the same |
-//! | [`news`] | what is said besides lines |
+//! | `look` | where the path leads now: takes files up and counts out old ones |
+//! | `watch` | inotify: every directory on the way, every followed file |
+//! | `source` | one open file, FIFO or standard input: bytes to lines |
+//! | `place` | how far a file was read, and whether it is still the same |
+//! | `news` | what is said besides lines |
 //!
 //! What holds:
 //! - A line is given once its newline is written, and once only. Lines of one file come in their
