@@ -26,7 +26,7 @@ use crate::{
     adopt,
     audit::BlockLog,
     cli::{EvidenceFlag, Flags},
-    enforce::{Enforcer, Terms, arm},
+    enforce::{Enforcer, Terms, arm, require_reset},
     error::Error,
     escape::printable,
     firewall::Firewall,
@@ -45,7 +45,9 @@ impl Daemon {
             None
         } else {
             privilege::require_enforcing()?;
-            Some(NamespaceLock::take()?)
+            let lock = NamespaceLock::take()?;
+            require_reset()?;
+            Some(lock)
         };
         let started = Instant::now();
         let mut host = HostEvents::subscribe()?;
