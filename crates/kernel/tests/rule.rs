@@ -372,7 +372,10 @@ fn a_banned_source_cannot_connect_and_another_can() {
             let listeners =
                 ["10.9.0.1:443", "[2001:db8:9::1]:443"].map(|at| TcpListener::bind(at).unwrap());
             xtables(program, TCP, "443").install().unwrap();
-            shell("ipset add refract_banned_users 10.9.0.2 && ipset add refract_banned_users6 2001:db8:9::2");
+            shell(
+                "ipset add refract_banned_users 10.9.0.2 && \
+                 ipset add refract_banned_users6 2001:db8:9::2",
+            );
             listeners.into()
         });
         let long = Duration::from_secs(10);
@@ -390,7 +393,10 @@ fn a_banned_source_cannot_connect_and_another_can() {
                 let dropped = counters.split_whitespace().next().unwrap();
                 assert!(dropped.parse::<u64>().unwrap() > 0, "{counters}");
             }
-            shell("ipset del refract_banned_users 10.9.0.2 && ipset del refract_banned_users6 2001:db8:9::2");
+            shell(
+                "ipset del refract_banned_users 10.9.0.2 && \
+                 ipset del refract_banned_users6 2001:db8:9::2",
+            );
         });
         assert!(link.connects("10.9.0.2", v4.local_addr().unwrap(), long));
         assert!(link.connects("2001:db8:9::2", v6.local_addr().unwrap(), long));

@@ -1,6 +1,6 @@
 //! A network namespace for a test, and commands in it. A namespace has no name anywhere, so nothing
-//! is left of it when the test ends, however it ends. The rooms beside this one are for the
-//! tests that name them: `link.rs` joins two namespaces, `iptables.rs` is about the rule.
+//! is left of it when the test ends, however it ends. The rooms beside this one are for the tests
+//! that name them: `link.rs` joins two namespaces, `iptables.rs` is about the rule.
 //!
 //! Needs root, or `unshare -Urn`.
 
