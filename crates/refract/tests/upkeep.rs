@@ -267,6 +267,8 @@ fn a_rule_pushed_from_the_top_is_moved_back_at_once_but_not_twice_in_a_row() -> 
         let push = format!("{} -I INPUT {}", variant.v4, &FOREIGN["-A INPUT ".len()..]);
         scene.shell(&push)?;
         scene.wait_for_rules(variant, BACK_BOUND)?;
+        // Until it says so, what comes in between is put right as a part of the same move.
+        daemon.wait_for_message("it is again at the top of INPUT", BOUND)?;
         scene.shell(&push)?;
         // Two checks of the slower variant pass, and it stays where it is.
         let moved = eventually("a second move", Duration::from_millis(2_300), || {
