@@ -257,6 +257,10 @@ impl Daemon {
         while let Some(news) = self.tail.news() {
             match news {
                 TailNews::Unreadable(_) => error!("{news}"),
+                TailNews::Absent => {
+                    let path = self.flags.access_log.as_os_str();
+                    warn!(access_log = %printable(path.as_encoded_bytes()), "{news}");
+                }
                 TailNews::Unwatched(_) | TailNews::GivenUp(_) | TailNews::Truncated => {
                     warn!("{news}");
                 }
