@@ -2,6 +2,6 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | [`line`] | bytes to lines, bounded |
+//! | [`mod@line`] | bytes to lines, bounded |
 
 pub mod line;
