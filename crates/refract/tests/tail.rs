@@ -831,8 +831,9 @@ fn follow_standard_input() {
         }
         follower.await_wake();
     }
-    assert_eq!(follower.news(), [News::Ended]);
-    println!("ended");
+    for news in follower.news() {
+        println!("news {news}");
+    }
 }
 
 /// The command that follows its standard input in a process of its own.
@@ -843,11 +844,17 @@ fn follow_in_a_process() -> Command {
     command
 }
 
+/// What the follower says at the end of its input.
+const ENDED: &str = "news standard input has ended";
+
+fn is_ours(line: &str) -> bool {
+    line.starts_with("got ") || line.starts_with("news ")
+}
+
 /// What a follower in a process of its own told.
 fn told(output: &[u8]) -> Vec<String> {
     let lines = String::from_utf8_lossy(output);
-    let of_ours = |line: &&str| line.starts_with("got ") || *line == "ended";
-    lines.lines().filter(of_ours).map(str::to_owned).collect()
+    lines.lines().filter(|line| is_ours(line)).map(str::to_owned).collect()
 }
 
 #[test]
@@ -855,15 +862,13 @@ fn standard_input_from_a_pipe_is_read_as_it_comes_and_ends() {
     let mut child = follow_in_a_process().stdin(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut next = || {
-        output.by_ref().map(Result::unwrap).find(|line| line.starts_with("got ") || line == "ended")
-    };
+    let mut next = || output.by_ref().map(Result::unwrap).find(|line| is_ours(line));
     input.write_all(b"1\n2 be").unwrap();
     assert_eq!(next().unwrap(), "got 1");
     input.write_all(b"gun\n").unwrap();
     assert_eq!(next().unwrap(), "got 2 begun");
     drop(input);
-    assert_eq!(next().unwrap(), "ended");
+    assert_eq!(next().unwrap(), ENDED);
     assert!(child.wait().unwrap().success());
 }
 
@@ -874,7 +879,7 @@ fn standard_input_from_a_file_is_read_from_its_start_to_its_end() {
     append(&log, &(lines.join("\n") + "\nincomplete"));
     let output = follow_in_a_process().stdin(File::open(&log).unwrap()).output().unwrap();
     let mut expected: Vec<String> = lines.iter().map(|line| format!("got {line}")).collect();
-    expected.push("ended".to_owned());
+    expected.push(ENDED.to_owned());
     assert_eq!(told(&output.stdout), expected);
     assert!(output.status.success());
 }
@@ -882,7 +887,16 @@ fn standard_input_from_a_file_is_read_from_its_start_to_its_end() {
 #[test]
 fn standard_input_from_nothing_ends_at_once() {
     let output = follow_in_a_process().stdin(Stdio::null()).output().unwrap();
-    assert_eq!(told(&output.stdout), ["ended"]);
+    assert_eq!(told(&output.stdout), [ENDED]);
+}
+
+#[test]
+fn standard_input_that_cannot_be_read_is_said_and_ends() {
+    let directory = File::open("/").unwrap();
+    let output = follow_in_a_process().stdin(directory).output().unwrap();
+    let said = told(&output.stdout);
+    assert!(said[0].starts_with("news cannot read standard input: "), "{said:?}");
+    assert_eq!(said[1..], [ENDED]);
 }
 
 #[test]
@@ -905,7 +919,7 @@ fn standard_input_from_a_terminal_ends_with_control_d() {
     input.write_all(b"typed\n").unwrap();
     assert!(output.any(|line| line.trim_end() == "got typed"));
     input.write_all(b"\x04").unwrap();
-    assert!(output.any(|line| line.trim_end() == "ended"));
+    assert!(output.any(|line| line.trim_end() == ENDED));
     drop(input);
     child.wait().unwrap();
 }

@@ -15,6 +15,8 @@
 //! What holds:
 //! - A line is given once its newline is written, and once only. Lines of one file come in their
 //!   order; a rotated file's rest comes before its successor's beginning.
+//! - A file is known by its device, its inode and its bytes: the last 64 before the place where
+//!   reading stands are compared at each read, at the cost of no further call.
 //! - Following begins at the end of a file that exists; whatever appears later is read whole.
 //! - A rotated or deleted file is read until its successor is there and it has been quiet for
 //!   [`OLD_IS_DONE_AFTER`]. Of more than [`OLD_FILES_KEPT`] such files the oldest that has been read
@@ -264,6 +266,7 @@ impl Tail {
         }
         let quiet = now.saturating_duration_since(source.quiet_since) >= OLD_IS_DONE_AFTER;
         let is_done = !source.named && has_successor && quiet;
+        let is_piped = source.is_piped();
         match outcome {
             Outcome::Bytes(0) if is_done => self.leave(index),
             Outcome::Bytes(length) => self.counters.bytes += length as u64,
@@ -271,12 +274,14 @@ impl Tail {
                 self.counters.truncations += 1;
                 tell(&mut self.news, News::Truncated);
             }
-            Outcome::Ended => {
+            // What cannot be read is announced without end. A FIFO is taken up anew at the next look.
+            Outcome::Failed(_) if is_piped && self.log.is_some() => self.leave(index),
+            Outcome::Failed(_) if !is_piped => {}
+            Outcome::Ended | Outcome::Failed(_) => {
                 self.leave(index);
                 self.ended = true;
                 tell(&mut self.news, News::Ended);
             }
-            Outcome::Failed(_) => {}
         }
         match self.sources.iter().any(|source| source.ready) {
             true => Progress::More,
