@@ -307,7 +307,10 @@ impl World {
                 self.write(&half);
             }
             Action::WriteHuge => {
-                let huge = self.label() + &"x".repeat(MAX_LINE) + "\n";
+                // Unlike every other line all along, as lines of a log are: the tail knows a file
+                // that was written anew by the bytes before its place.
+                let label = self.label();
+                let huge = label.repeat(MAX_LINE / label.len() + 1) + "\n";
                 self.write(&huge);
             }
             Action::Reopen => self.writer = Some(self.open()),
