@@ -61,8 +61,9 @@ impl Batch {
         let mut places = [None; CAPACITY];
         if self.waiting.len() > 1 {
             for (place, waiting) in places.iter_mut().zip(&self.waiting) {
-                *place = roster.fetch(self.text(&waiting.user));
+                *place = roster.likely_place(self.text(&waiting.user));
             }
+            places.iter().flatten().for_each(|place| roster.fetch(*place));
         }
         let places = places.into_iter().chain(iter::repeat(None));
         for (waiting, place) in self.waiting.iter().zip(places) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use indexmap::{Equivalent, IndexMap};
+use hashbrown::HashTable;
 
 use crate::moment::Moment;
 
@@ -25,53 +25,87 @@ pub(crate) trait Heard {
 }
 
 /// At most `capacity` values.
+///
+/// The entries lie in a row, so that the hand can go round, and a table of small slots says where
+/// each key is. Many users' slots fit into a processor's own memory when their entries do not: who
+/// has several keys to look up finds all of their places first and waits for the entries together.
 #[derive(Debug)]
 pub(crate) struct Bounded<K, V> {
-    entries: IndexMap<K, V, RandomState>,
+    slots: HashTable<Slot>,
+    entries: Vec<Entry<K, V>>,
+    hasher: RandomState,
     capacity: usize,
     hand: usize,
 }
 
+/// Where a key's entry is, and enough of its hash to be nearly sure without looking there.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    place: u32,
+    tag: u32,
+}
+
+#[derive(Debug)]
+struct Entry<K, V> {
+    hash: u64,
+    key: K,
+    value: V,
+}
+
 impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
-    /// An empty map for `capacity` values, at least one.
+    /// An empty map for `capacity` values, at least one and at most 2^32 - 1.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { entries: IndexMap::default(), capacity: capacity.max(1), hand: 0 }
+        Self {
+            slots: HashTable::new(),
+            entries: Vec::new(),
+            hasher: RandomState::default(),
+            capacity: capacity.clamp(1, u32::MAX as usize),
+            hand: 0,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    pub(crate) fn get<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<&V> {
-        self.entries.get(key)
+    pub(crate) fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        let place = self.place_of(self.hash_of(key), key)?;
+        self.entries.get(place).map(|entry| &entry.value)
     }
 
-    /// The place of `key`, for [`get_mut_at`](Self::get_mut_at).
-    pub(crate) fn place_of<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<usize> {
-        self.entries.get_index_of(key)
+    pub(crate) fn get_mut<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+    {
+        let place = self.place_of(self.hash_of(key), key)?;
+        self.at_mut(place)
     }
 
-    /// The value of `key`, which [is at](Self::is_at) `place` if one is given.
-    pub(crate) fn get_mut_at<Q: Hash + Equivalent<K> + ?Sized>(
-        &mut self,
-        place: Option<usize>,
-        key: &Q,
-    ) -> Option<&mut V> {
-        match place {
-            Some(place) => self.entries.get_index_mut(place).map(|(_, value)| value),
-            None => self.entries.get_mut(key),
-        }
-    }
-
-    /// Whether `key` is at `place`, where it was a moment ago: an entry that was dropped since may
-    /// have moved it.
-    pub(crate) fn is_at<Q: Equivalent<K> + ?Sized>(&self, place: usize, key: &Q) -> bool {
-        self.entries.get_index(place).is_some_and(|(there, _)| key.equivalent(there))
+    /// Where the entry of a key with this hash probably is; it is not looked at.
+    pub(crate) fn likely_place(&self, hash: u64) -> Option<usize> {
+        let slot = self.slots.iter_hash(hash).find(|slot| slot.tag == tag_of(hash))?;
+        Some(slot.place as usize)
     }
 
     /// The value at `place`.
     pub(crate) fn at(&self, place: usize) -> Option<&V> {
-        self.entries.get_index(place).map(|(_, value)| value)
+        self.entries.get(place).map(|entry| &entry.value)
+    }
+
+    /// The value at `place`.
+    pub(crate) fn at_mut(&mut self, place: usize) -> Option<&mut V> {
+        self.entries.get_mut(place).map(|entry| &mut entry.value)
+    }
+
+    /// Whether the entry of `key` is at `place`.
+    pub(crate) fn is_at<Q: Eq + ?Sized>(&self, place: usize, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
+        self.entries.get(place).is_some_and(|entry| entry.key.borrow() == key)
     }
 
     /// The hash of a key, the same for the life of this map.
@@ -79,7 +113,7 @@ impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
     where
         K: Borrow<Q>,
     {
-        self.entries.hasher().hash_one(key)
+        self.hasher.hash_one(key)
     }
 
     /// The value of `key`, made if there is none, and the value that had to make room for it.
@@ -88,8 +122,17 @@ impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
         key: K,
         make: impl FnOnce() -> V,
     ) -> (&mut V, Option<V>) {
-        let evicted = if self.entries.contains_key(&key) { None } else { self.make_room() };
-        (self.entries.entry(key).or_insert_with(make), evicted)
+        let hash = self.hash_of(&key);
+        let (place, evicted) = if let Some(place) = self.place_of(hash, &key) {
+            (place, None)
+        } else {
+            let evicted = self.make_room();
+            self.push(Entry { hash, key, value: make() });
+            (self.entries.len() - 1, evicted)
+        };
+        #[expect(clippy::indexing_slicing, reason = "the place was found or made this moment")]
+        let entry = &mut self.entries[place];
+        (&mut entry.value, evicted)
     }
 
     /// Looks at the next `count` values, drops those that `keep` does not want, and says how many
@@ -100,15 +143,47 @@ impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
             if self.hand >= self.entries.len() {
                 self.hand = 0;
             }
-            let Some((_, value)) = self.entries.get_index_mut(self.hand) else { break };
-            if keep(value) {
+            let Some(entry) = self.entries.get_mut(self.hand) else { break };
+            if keep(&mut entry.value) {
                 self.hand += 1;
             } else {
-                self.entries.swap_remove_index(self.hand);
+                self.remove(self.hand);
                 dropped += 1;
             }
         }
         dropped
+    }
+
+    fn place_of<Q: Eq + ?Sized>(&self, hash: u64, key: &Q) -> Option<usize>
+    where
+        K: Borrow<Q>,
+    {
+        let is_it = |slot: &Slot| slot.tag == tag_of(hash) && self.is_at(slot.place as usize, key);
+        self.slots.find(hash, is_it).map(|slot| slot.place as usize)
+    }
+
+    fn push(&mut self, entry: Entry<K, V>) {
+        // The capacity, which is never exceeded, fits.
+        let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        let slot = Slot { place, tag: tag_of(entry.hash) };
+        let entries = &self.entries;
+        self.slots.insert_unique(entry.hash, slot, |slot| {
+            entries.get(slot.place as usize).map_or(0, |entry| entry.hash)
+        });
+        self.entries.push(entry);
+    }
+
+    /// Removes an entry; the last one takes its place.
+    fn remove(&mut self, place: usize) -> Option<V> {
+        let last = self.entries.len().checked_sub(1)?;
+        let hash = self.entries.get(place)?.hash;
+        self.slots.find_entry(hash, |slot| slot.place as usize == place).ok()?.remove();
+        if place != last {
+            let moved = self.entries.last()?.hash;
+            let slot = self.slots.find_mut(moved, |slot| slot.place as usize == last)?;
+            slot.place = u32::try_from(place).unwrap_or(u32::MAX);
+        }
+        Some(self.entries.swap_remove(place).value)
     }
 
     fn make_room(&mut self) -> Option<V> {
@@ -118,11 +193,17 @@ impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
         }
         let (_, victim) = (0..VICTIM_CANDIDATES.min(length))
             .map(|step| (self.hand + step) % length)
-            .filter_map(|index| Some((self.entries.get_index(index)?.1.last_heard(), index)))
+            .filter_map(|index| Some((self.entries.get(index)?.value.last_heard(), index)))
             .min()?;
         self.hand = (self.hand + VICTIM_CANDIDATES) % length;
-        Some(self.entries.swap_remove_index(victim)?.1)
+        self.remove(victim)
     }
+}
+
+/// The half of a hash that the table of slots uses least.
+#[expect(clippy::cast_possible_truncation, reason = "a tag is a part of the hash")]
+fn tag_of(hash: u64) -> u32 {
+    (hash >> 16) as u32
 }
 
 #[cfg(test)]

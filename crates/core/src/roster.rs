@@ -98,7 +98,7 @@ impl Roster {
         now: Moment,
     ) -> Verdict {
         // A name that is a key as it is needs no folding.
-        if place.is_some_and(|place| self.users.is_at(place, sighting.user)) {
+        if place.is_some_and(|place| self.users.is_at::<[u8]>(place, sighting.user)) {
             return self.decide(place, sighting.user, sighting, evidence, now);
         }
         let mut scratch = mem::take(&mut self.scratch);
@@ -108,12 +108,15 @@ impl Roster {
         verdict
     }
 
-    /// Where a user is, having fetched what is known of him from memory. A name that is not folded
-    /// already is not found, which costs [`observe_at`](Self::observe_at) nothing but a search.
-    pub(crate) fn fetch(&self, user: &[u8]) -> Option<usize> {
-        let place = self.users.place_of(user)?;
+    /// Where a user probably is; nothing that is known of him is looked at. A name that is not
+    /// folded already is not found, which costs [`observe_at`](Self::observe_at) but a search.
+    pub(crate) fn likely_place(&self, user: &[u8]) -> Option<usize> {
+        self.users.likely_place(self.users.hash_of(user))
+    }
+
+    /// Has what is known of the user at `place` fetched from memory.
+    pub(crate) fn fetch(&self, place: usize) {
         black_box(self.users.at(place).map(Sessions::last));
-        Some(place)
     }
 
     /// Forgets a few of those who were silent for long enough; call it a few times a second. Each
@@ -159,7 +162,11 @@ impl Roster {
     ) -> Verdict {
         let source = self.policy.source(sighting.peer.address);
         let arrival = Arrival { source, peer: sighting.peer, transport: sighting.transport };
-        if let Some(sessions) = self.users.get_mut_at(place, user) {
+        let known = match place {
+            Some(place) => self.users.at_mut(place),
+            None => self.users.get_mut(user),
+        };
+        if let Some(sessions) = known {
             match sessions.renew(arrival, &self.policy, now) {
                 Renewal::Renewed => return Verdict::Admit,
                 Renewal::RenewedAndDue => {
