@@ -25,7 +25,7 @@ use refract_core::{
 };
 
 const RUNS: usize = 9;
-const BLOCK: usize = 256 * 1024;
+const BLOCK: usize = 128 * 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Cargo passes `--bench`.
