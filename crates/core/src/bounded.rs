@@ -51,20 +51,22 @@ impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
         self.entries.get_index_of(key)
     }
 
-    /// The value of `key`, looked for at `place` first, where it was the last time; an entry that
-    /// was dropped since may have moved it.
+    /// The value of `key`, which [is at](Self::is_at) `place` if one is given.
     pub(crate) fn get_mut_at<Q: Hash + Equivalent<K> + ?Sized>(
         &mut self,
         place: Option<usize>,
         key: &Q,
     ) -> Option<&mut V> {
-        let is_there = |place: &usize| {
-            self.entries.get_index(*place).is_some_and(|(there, _)| key.equivalent(there))
-        };
-        match place.filter(is_there) {
+        match place {
             Some(place) => self.entries.get_index_mut(place).map(|(_, value)| value),
             None => self.entries.get_mut(key),
         }
+    }
+
+    /// Whether `key` is at `place`, where it was a moment ago: an entry that was dropped since may
+    /// have moved it.
+    pub(crate) fn is_at<Q: Equivalent<K> + ?Sized>(&self, place: usize, key: &Q) -> bool {
+        self.entries.get_index(place).is_some_and(|(there, _)| key.equivalent(there))
     }
 
     /// The value at `place`.

@@ -97,9 +97,13 @@ impl Roster {
         evidence: Evidence,
         now: Moment,
     ) -> Verdict {
+        // A name that is a key as it is needs no folding.
+        if place.is_some_and(|place| self.users.is_at(place, sighting.user)) {
+            return self.decide(place, sighting.user, sighting, evidence, now);
+        }
         let mut scratch = mem::take(&mut self.scratch);
         let user = identity::folded(sighting.user, &mut scratch);
-        let verdict = self.decide(place, user, sighting, evidence, now);
+        let verdict = self.decide(None, user, sighting, evidence, now);
         self.scratch = scratch;
         verdict
     }

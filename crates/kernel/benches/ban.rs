@@ -1,8 +1,8 @@
 //! What the verbs of the ban sets cost, in a namespace of its own: `cargo bench --bench ban`.
 #![expect(clippy::unwrap_used, reason = "a measurement ends at what it did not expect")]
 
-#[path = "../tests/namespace/mod.rs"]
-mod namespace;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -13,6 +13,7 @@ use refract_kernel::{
     ban::BanTarget,
     ban_sets::{BanSets, SetNames, Settings},
 };
+use support::Namespace;
 
 const TIMEOUT: Duration = Duration::from_mins(10);
 const SINGLE: u32 = 20_000;
@@ -20,7 +21,7 @@ const MANY: u32 = 260_000;
 const STORM: u32 = 2_000;
 
 fn main() {
-    namespace::in_namespace(|| {
+    Namespace::new().inside(|| {
         let settings =
             Settings { names: SetNames::default(), flows: true, default_timeout: TIMEOUT };
         let mut sets = BanSets::open(settings).unwrap();

@@ -117,10 +117,11 @@ fn bits_of(address: IpAddr) -> (Family, u128) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn networks(texts: &[&str]) -> Networks {
+    /// Networks written as `192.0.2.0/24`.
+    pub(crate) fn networks(texts: &[&str]) -> Networks {
         texts
             .iter()
             .map(|text| {

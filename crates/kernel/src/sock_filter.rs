@@ -174,16 +174,7 @@ impl Program {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn networks(texts: &[&str]) -> Networks {
-        texts
-            .iter()
-            .map(|text| {
-                let (address, prefix) = text.split_once('/').unwrap();
-                (address.parse().unwrap(), prefix.parse().unwrap())
-            })
-            .collect()
-    }
+    use crate::networks::tests::networks;
 
     // ss -tn '( sport >= :443 and sport <= :450 ) and ( dst 192.0.2.0/24 or dst 10.0.0.1 )'
     // sends the same bytes (iproute2 6.1, seen by strace).

@@ -1,19 +1,17 @@
 //! The ban sets against the live kernel, with `ipset`, `iptables` and real packets as second eye.
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
-mod namespace;
+mod support;
 
 use std::{
     collections::BTreeSet,
     io::ErrorKind,
     net::{IpAddr, UdpSocket},
-    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use namespace::in_namespace;
 use refract_kernel::{
     Errno, Error,
     ban::{BanTarget, LONGEST_TIMEOUT, Unbannable},
@@ -22,17 +20,9 @@ use refract_kernel::{
     ipset::IpSets,
     ipset_wire::{NewSet, Operation, SetFamily, Verb},
 };
+use support::{Namespace, shell};
 
 const MINUTE: Duration = Duration::from_mins(1);
-
-/// Runs a shell command and gives what it prints; one that fails ends the test.
-#[track_caller]
-fn shell(command: &str) -> String {
-    let output = Command::new("sh").args(["-c", command]).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
 
 fn settings(flows: bool) -> Settings {
     Settings { names: SetNames::default(), flows, default_timeout: MINUTE }
@@ -116,7 +106,7 @@ fn server(address: &str) -> UdpSocket {
 
 #[test]
 fn installing_makes_the_sets_and_installing_again_keeps_them() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = open();
         let first = sets.install().unwrap();
         assert_eq!(first.len(), 4);
@@ -141,7 +131,7 @@ fn installing_makes_the_sets_and_installing_again_keeps_them() {
 
 #[test]
 fn without_udp_there_are_no_sets_of_flows() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = BanSets::open(settings(false)).unwrap();
         assert_eq!(sets.install().unwrap().len(), 2);
         assert_eq!(set_names(), format!("{BANNED_USERS}\n{BANNED_USERS6}\n"));
@@ -153,7 +143,7 @@ fn without_udp_there_are_no_sets_of_flows() {
 
 #[test]
 fn bans_are_entries_with_their_timeouts() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         let bans = [
             (host("203.0.113.9"), Duration::from_millis(1)),
@@ -194,7 +184,7 @@ fn bans_are_entries_with_their_timeouts() {
 
 #[test]
 fn what_cannot_be_banned_is_refused_and_the_rest_is_banned() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         let outcomes = sets.ban(&[
             (host("0.0.0.0"), MINUTE),
@@ -237,7 +227,7 @@ fn what_cannot_be_banned_is_refused_and_the_rest_is_banned() {
 
 #[test]
 fn the_widest_ipv4_network_is_banned_address_by_address() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         ban(&mut sets, network("198.51.100.9", 16), MINUTE);
         let shown = shell(&format!("ipset list -t {BANNED_USERS}"));
@@ -250,7 +240,7 @@ fn the_widest_ipv4_network_is_banned_address_by_address() {
 
 #[test]
 fn a_ban_of_the_banned_refreshes_the_timeout() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         let timeout = || listed(BANNED_USERS).pop().unwrap().1.unwrap();
         ban(&mut sets, host("203.0.113.9"), MINUTE);
@@ -264,7 +254,7 @@ fn a_ban_of_the_banned_refreshes_the_timeout() {
 
 #[test]
 fn a_full_set_is_said_to_be_full_for_each_ban_that_did_not_fit() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         shell(&format!("ipset create {BANNED_USERS} hash:ip timeout 60 maxelem 2"));
         let mut sets = open();
         let bans: Vec<_> =
@@ -284,7 +274,7 @@ fn a_full_set_is_said_to_be_full_for_each_ban_that_did_not_fit() {
 
 #[test]
 fn every_address_of_a_banned_ipv6_network_is_dropped_and_no_other() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         for address in ["2001:db8:1:2::7", "2001:db8:1:2:ffff::8", "2001:db8:1:3::7"] {
             shell(&format!("ip -6 address add {address}/128 dev lo nodad"));
@@ -307,7 +297,7 @@ fn every_address_of_a_banned_ipv6_network_is_dropped_and_no_other() {
 
 #[test]
 fn of_a_banned_flow_only_its_port_is_dropped() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         shell(&format!(
             "iptables -w -I INPUT -p udp --dport 443 -m set --match-set {BANNED_FLOWS} src,src -j DROP"
@@ -324,7 +314,7 @@ fn of_a_banned_flow_only_its_port_is_dropped() {
 
 #[test]
 fn unbanning_lifts_what_covers_the_address_and_says_whether_there_was_a_ban() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         for target in [
             host("203.0.113.9"),
@@ -351,7 +341,7 @@ fn unbanning_lifts_what_covers_the_address_and_says_whether_there_was_a_ban() {
 
 #[test]
 fn a_list_of_1300_bans_is_what_ipset_lists() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         let mut bans: Vec<_> = (0..1300u32)
             .map(|n| (BanTarget::host(IpAddr::V4((0x0a00_0000 + 7 * n + 1).into())), MINUTE))
@@ -384,7 +374,7 @@ fn a_list_of_1300_bans_is_what_ipset_lists() {
 
 #[test]
 fn twenty_thousand_bans_never_wait_for_the_set_to_grow() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         for n in 0..20_000u32 {
             ban(&mut sets, BanTarget::host(IpAddr::V4((0x0a00_0001 + n).into())), MINUTE);
@@ -398,7 +388,7 @@ fn twenty_thousand_bans_never_wait_for_the_set_to_grow() {
 
 #[test]
 fn a_set_that_is_gone_or_replaced_is_missed_and_an_empty_one_is_not() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         ban(&mut sets, host("203.0.113.9"), MINUTE);
         assert_eq!(sets.missing().unwrap(), Vec::<String>::new());
@@ -442,7 +432,7 @@ fn a_set_of_our_type_with_other_options_is_replaced_and_its_bans_keep_their_time
         "hash:ip timeout 60 maxelem 1048576",
         "hash:ip timeout 60 hashsize 16384 maxelem 1048576 forceadd",
     ] {
-        in_namespace(|| {
+        Namespace::new().inside(|| {
             shell(&format!("ipset create {BANNED_USERS} {options}"));
             shell(&format!("ipset add {BANNED_USERS} 203.0.113.9 timeout 500"));
             shell(&format!("ipset add {BANNED_USERS} 203.0.113.10 timeout 0"));
@@ -461,7 +451,7 @@ fn a_set_of_our_type_with_other_options_is_replaced_and_its_bans_keep_their_time
 
 #[test]
 fn entries_without_timeouts_get_the_default_one() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         shell(&format!("ipset create {BANNED_USERS} hash:ip hashsize 16384 maxelem 1048576"));
         shell(&format!("ipset add {BANNED_USERS} 203.0.113.9"));
         let error = open().ban(&[(host("203.0.113.10"), MINUTE)]).pop().unwrap().unwrap_err();
@@ -477,7 +467,7 @@ fn entries_without_timeouts_get_the_default_one() {
 #[test]
 fn entries_of_a_set_with_a_netmask_are_not_taken_for_addresses() {
     for mask in ["netmask 24", "bitmask 255.255.255.0"] {
-        in_namespace(|| {
+        Namespace::new().inside(|| {
             shell(&format!(
                 "ipset create {BANNED_USERS} hash:ip timeout 60 hashsize 16384 maxelem 1048576 {mask}"
             ));
@@ -494,7 +484,7 @@ fn entries_of_a_set_with_a_netmask_are_not_taken_for_addresses() {
 
 #[test]
 fn a_set_of_the_other_family_which_the_kernel_would_silently_keep_is_replaced() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         shell(&format!("ipset create {BANNED_USERS} hash:ip family inet6 timeout 60"));
         shell(&format!("ipset add {BANNED_USERS} 2001:db8::7"));
         shell(&format!("ipset add {BANNED_USERS} 2001:db8::8"));
@@ -514,7 +504,7 @@ fn a_set_of_the_other_family_which_the_kernel_would_silently_keep_is_replaced() 
 
 #[test]
 fn of_an_unused_set_of_another_type_single_addresses_are_carried_over() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         shell(&format!("ipset create {BANNED_USERS} hash:net timeout 60 comment counters"));
         shell(&format!("ipset add {BANNED_USERS} 203.0.113.9 timeout 500 comment abuse"));
         shell(&format!("ipset add {BANNED_USERS} 198.51.100.0/24 timeout 500"));
@@ -540,7 +530,7 @@ fn rule(action: &str, set: &str) {
 
 #[test]
 fn a_used_set_of_another_type_is_reported_and_not_touched() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         shell(&format!("ipset create {BANNED_USERS} hash:net timeout 500"));
         shell(&format!("ipset add {BANNED_USERS} 127.0.0.2"));
         rule("-I", BANNED_USERS);
@@ -562,7 +552,7 @@ fn a_used_set_of_another_type_is_reported_and_not_touched() {
 
 #[test]
 fn a_used_set_of_another_type_is_migrated_through_temporary_sets_without_a_gap() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let server = server("127.0.0.1");
         let banned = || !arrives(("127.0.0.2", 0), &server);
         shell(&format!("ipset create {BANNED_USERS} hash:net timeout 500"));
@@ -598,7 +588,7 @@ fn a_used_set_of_another_type_is_migrated_through_temporary_sets_without_a_gap()
 
 #[test]
 fn copying_leaves_the_time_of_a_ban_that_is_there() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         shell("ipset create other hash:ip timeout 9");
         shell("ipset add other 203.0.113.9; ipset add other 203.0.113.10");
@@ -617,7 +607,7 @@ fn copying_leaves_the_time_of_a_ban_that_is_there() {
 #[test]
 fn while_a_set_in_use_is_replaced_nobody_slips_through() {
     const ROUNDS: usize = 100;
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let server = server("127.0.0.1");
         let mut sets = installed();
         ban(&mut sets, host("127.0.0.2"), 10 * MINUTE);
@@ -676,7 +666,7 @@ fn while_a_set_in_use_is_replaced_nobody_slips_through() {
 fn what_an_interrupted_replacement_left_is_cleared_away_or_put_in_place() {
     let good = "hash:ip timeout 60 hashsize 16384 maxelem 1048576";
     // It ended before the swap: the set still holds all bans, the spare perhaps some.
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         shell(&format!("ipset create {BANNED_USERS}.new {good}"));
         shell(&format!("ipset create {BANNED_USERS} {good} comment"));
         shell(&format!("ipset add {BANNED_USERS} 203.0.113.9"));
@@ -685,7 +675,7 @@ fn what_an_interrupted_replacement_left_is_cleared_away_or_put_in_place() {
         assert_eq!(members(BANNED_USERS).len(), 1);
     });
     // It ended between "destroy" and "rename": the bans are in the spare.
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         shell(&format!("ipset create {BANNED_USERS}.new {good}"));
         shell(&format!("ipset add {BANNED_USERS}.new 203.0.113.9"));
         shell(&format!("ipset create {BANNED_USERS}.tmp {good}"));
@@ -697,7 +687,7 @@ fn what_an_interrupted_replacement_left_is_cleared_away_or_put_in_place() {
 
 #[test]
 fn uninstalling_destroys_our_sets_and_no_other() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         shell("ipset create theirs hash:ip; ipset create refract_banned_users_of_mine hash:ip");
         let mut sets = installed();
         ban(&mut sets, host("203.0.113.9"), MINUTE);
@@ -720,7 +710,7 @@ fn uninstalling_destroys_our_sets_and_no_other() {
 
 #[test]
 fn without_the_capability_the_error_names_it() {
-    in_namespace(|| {
+    Namespace::new().inside(|| {
         let mut sets = installed();
         let mut capabilities = rustix::thread::capabilities(None).unwrap();
         capabilities.effective -= rustix::thread::CapabilitySet::NET_ADMIN;

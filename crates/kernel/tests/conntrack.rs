@@ -73,14 +73,8 @@ fn read_entry(line: &str) -> (String, u16, u16) {
     (field("src=").unwrap().to_owned(), port("sport="), port("dport="))
 }
 
-fn networks(texts: &[&str]) -> Networks {
-    texts
-        .iter()
-        .map(|text| {
-            let (address, prefix) = text.split_once('/').unwrap();
-            (address.parse().unwrap(), prefix.parse().unwrap())
-        })
-        .collect()
+fn networks(of: &[(&str, u8)]) -> Networks {
+    of.iter().map(|(address, prefix)| (address.parse().unwrap(), *prefix)).collect()
 }
 
 fn expect(entries: &[(&str, u16, u16)]) -> BTreeSet<(String, u16, u16)> {
@@ -101,7 +95,7 @@ fn only_the_entries_of_the_sources_on_the_ports_are_deleted() {
     assert_eq!(tracked.entries().len(), 7);
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
 
-    let sources = networks(&["10.9.0.2/32", "2001:db8:9::2/128"]);
+    let sources = networks(&[("10.9.0.2", 32), ("2001:db8:9::2", 128)]);
     assert_eq!(deleted(&mut conntrack, &sources, &[], &PORTS), 3);
     let others = expect(&[
         ("10.9.0.2", 1003, 53),
@@ -115,7 +109,7 @@ fn only_the_entries_of_the_sources_on_the_ports_are_deleted() {
     assert_eq!(deleted(&mut conntrack, &sources, &[], &[]), 0);
     assert_eq!(tracked.entries(), others);
 
-    let prefix = networks(&["2001:db8:9::/64"]);
+    let prefix = networks(&[("2001:db8:9::", 64)]);
     assert_eq!(deleted(&mut conntrack, &prefix, &[], &PORTS), 1);
     assert_eq!(tracked.entries().len(), 3);
 }
@@ -162,7 +156,7 @@ fn the_port_is_the_one_that_the_socket_has_after_a_redirect() {
     tracked.send("[2001:db8:9::2]:1001", "[2001:db8:9::1]:9000", &protected);
     tracked.send("[2001:db8:9::2]:1002", "[2001:db8:9::1]:443", &dns);
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
-    let everybody = networks(&["0.0.0.0/0", "::/0"]);
+    let everybody = networks(&[("0.0.0.0", 0), ("::", 0)]);
     assert_eq!(deleted(&mut conntrack, &everybody, &[], &PORTS), 2);
     let rest = expect(&[("10.9.0.2", 1002, 443), ("2001:db8:9::2", 1002, 443)]);
     assert_eq!(tracked.entries(), rest);
@@ -177,7 +171,7 @@ fn an_entry_in_a_zone_of_its_own_is_deleted_too() {
     tracked.send("10.9.0.3:1001", "10.9.0.1:443", &https);
     assert!(tracked.here.run("conntrack -L -p udp").contains("zone=7"));
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
-    assert_eq!(deleted(&mut conntrack, &networks(&["10.9.0.2/32"]), &[], &PORTS), 1);
+    assert_eq!(deleted(&mut conntrack, &networks(&[("10.9.0.2", 32)]), &[], &PORTS), 1);
     assert_eq!(tracked.entries(), expect(&[("10.9.0.3", 1001, 443)]));
 }
 
@@ -188,7 +182,7 @@ fn tcp_entries_stay() {
     let _client = tracked.there.inside(|| std::net::TcpStream::connect("10.9.0.1:443").unwrap());
     let _server = listener.accept().unwrap();
     let mut conntrack = tracked.here.inside(|| Conntrack::open().unwrap());
-    assert_eq!(deleted(&mut conntrack, &networks(&["10.9.0.2/32"]), &[], &PORTS), 0);
+    assert_eq!(deleted(&mut conntrack, &networks(&[("10.9.0.2", 32)]), &[], &PORTS), 0);
     assert_eq!(tracked.entries().len(), 1);
 }
 
@@ -196,7 +190,7 @@ fn tcp_entries_stay() {
 fn where_nothing_is_tracked_there_is_nothing_to_delete() {
     let namespace = Namespace::new();
     let mut conntrack = namespace.inside(|| Conntrack::open().unwrap());
-    assert_eq!(deleted(&mut conntrack, &networks(&["10.9.0.2/32"]), &[], &PORTS), 0);
+    assert_eq!(deleted(&mut conntrack, &networks(&[("10.9.0.2", 32)]), &[], &PORTS), 0);
 }
 
 /// How many entries a deletion took.

@@ -3,7 +3,11 @@
 
 #![cfg(test)]
 
-mod rule_support;
+#[path = "support/iptables.rs"]
+mod iptables;
+#[path = "support/link.rs"]
+mod link;
+mod support;
 
 use std::{
     io,
@@ -14,6 +18,8 @@ use std::{
     time::Duration,
 };
 
+use iptables::{VARIANTS, input_rules, make_sets};
+use link::join;
 use refract_kernel::{
     netlink::{Family, Socket},
     xtables::{
@@ -25,8 +31,7 @@ use rustix::{
     net::{SocketFlags, SocketType, bind, connect, ipproto, socket_with, sockopt},
     thread::{CapabilitySet, remove_capability_from_bounding_set},
 };
-
-use rule_support::{Namespace, VARIANTS, input_rules, make_sets, shell};
+use support::{Namespace, shell};
 
 const V4: SetNames = SetNames { sources: "refract_banned_users", flows: "refract_banned_flows" };
 const V6: SetNames = SetNames { sources: "refract_banned_users6", flows: "refract_banned_flows6" };
@@ -56,7 +61,7 @@ fn both(state: State) -> Report {
 /// Runs a test with each implementation, in a namespace that holds the sets.
 fn with_each_variant(test: impl Fn(&str) + Sync) {
     for program in VARIANTS {
-        Namespace::new().enter(|| {
+        Namespace::new().inside(|| {
             make_sets();
             test(program);
         });
@@ -187,7 +192,7 @@ fn removal_takes_ours_and_leaves_the_rules_of_others() {
 #[test]
 fn removal_where_nothing_ever_was_leaves_nothing() {
     for program in VARIANTS {
-        Namespace::new().enter(|| {
+        Namespace::new().inside(|| {
             assert_eq!(xtables(program, BOTH, "443").remove().unwrap(), both(State::Missing));
             assert_eq!(input_rules(program), [""; 0]);
         });
@@ -196,7 +201,7 @@ fn removal_where_nothing_ever_was_leaves_nothing() {
 
 #[test]
 fn a_rule_in_the_other_implementation_is_found_as_foreign() {
-    Namespace::new().enter(|| {
+    Namespace::new().inside(|| {
         make_sets();
         xtables("/usr/sbin/iptables-legacy", TCP, "443").install().unwrap();
         let other = xtables("/usr/sbin/iptables-nft", TCP, "443");
@@ -209,7 +214,7 @@ fn a_rule_in_the_other_implementation_is_found_as_foreign() {
 #[test]
 fn a_set_that_is_not_there_is_named() {
     for program in VARIANTS {
-        Namespace::new().enter(|| {
+        Namespace::new().inside(|| {
             let error = xtables(program, TCP, "443").install().unwrap_err().to_string();
             assert!(error.contains("Set refract_banned_users doesn't exist"), "{error}");
             assert!(error.starts_with(&format!("cannot install the rule with {program}-restore")));
@@ -291,7 +296,7 @@ fn the_program_is_found_without_being_named() {
 fn only_the_nftables_implementation_wakes_its_listeners() {
     /// `NFNLGRP_NFTABLES` is group 7, linux/netfilter/nfnetlink.h.
     const NFTABLES_GROUP: u32 = 1 << 6;
-    Namespace::new().enter(|| {
+    Namespace::new().inside(|| {
         make_sets();
         let mut listener = Socket::open_with_groups(Family::Netfilter, NFTABLES_GROUP).unwrap();
         let mut heard = || {
@@ -321,7 +326,7 @@ fn only_the_nftables_implementation_wakes_its_listeners() {
 }
 
 /// A server and a client namespace with a link between them. The server has the addresses 10.9.0.1
-/// and `fd09::1`, the client .2 and .3 of both.
+/// and `2001:db8:9::1`, the client .2 and .3 of both.
 struct Link {
     server: Namespace,
     client: Namespace,
@@ -330,29 +335,16 @@ struct Link {
 impl Link {
     fn new() -> Self {
         let (server, client) = (Namespace::new(), Namespace::new());
-        shell(&format!(
-            "ip link add server netns {server} type veth peer name client netns {client}"
-        ));
-        server.enter(|| {
-            shell(
-                "ip address add 10.9.0.1/24 dev server && \
-                 ip address add fd09::1/64 dev server nodad && ip link set server up",
-            );
-            make_sets();
-        });
-        client.enter(|| {
-            shell(
-                "ip address add 10.9.0.2/24 dev client && ip address add 10.9.0.3/24 dev client && \
-                 ip address add fd09::2/64 dev client nodad && \
-                 ip address add fd09::3/64 dev client nodad && ip link set client up",
-            )
-        });
+        join(&server, &client);
+        server.inside(make_sets);
+        client.run("ip addr add 10.9.0.3/24 dev eth0");
+        client.run("ip addr add 2001:db8:9::3/64 dev eth0 nodad");
         Self { server, client }
     }
 
     /// Whether a connection from `source` to `server` is established within `patience`.
     fn connects(&self, source: &str, server: SocketAddr, patience: Duration) -> bool {
-        self.client.enter(|| {
+        self.client.inside(|| {
             let source = SocketAddr::new(source.parse::<IpAddr>().unwrap(), 0);
             let family = if source.is_ipv4() {
                 rustix::net::AddressFamily::INET
@@ -376,32 +368,38 @@ impl Link {
 fn a_banned_source_cannot_connect_and_another_can() {
     for program in VARIANTS {
         let link = Link::new();
-        let (v4, v6) = link.server.enter(|| {
+        let (v4, v6) = link.server.inside(|| {
             let listeners =
-                ["10.9.0.1:443", "[fd09::1]:443"].map(|at| TcpListener::bind(at).unwrap());
+                ["10.9.0.1:443", "[2001:db8:9::1]:443"].map(|at| TcpListener::bind(at).unwrap());
             xtables(program, TCP, "443").install().unwrap();
-            shell("ipset add refract_banned_users 10.9.0.2 && ipset add refract_banned_users6 fd09::2");
+            shell(
+                "ipset add refract_banned_users 10.9.0.2 && \
+                 ipset add refract_banned_users6 2001:db8:9::2",
+            );
             listeners.into()
         });
         let long = Duration::from_secs(10);
         let short = Duration::from_millis(300);
         for (banned, other, listener) in
-            [("10.9.0.2", "10.9.0.3", &v4), ("fd09::2", "fd09::3", &v6)]
+            [("10.9.0.2", "10.9.0.3", &v4), ("2001:db8:9::2", "2001:db8:9::3", &v6)]
         {
             let server = listener.local_addr().unwrap();
             assert!(link.connects(other, server, long), "{program}: {other} is not banned");
             assert!(!link.connects(banned, server, short), "{program}: {banned} is banned");
         }
-        link.server.enter(|| {
+        link.server.inside(|| {
             for program in [program.to_owned(), program.replace("iptables", "ip6tables")] {
                 let counters = shell(&format!("{program} -w 5 -L INPUT 1 -v -x -n"));
                 let dropped = counters.split_whitespace().next().unwrap();
                 assert!(dropped.parse::<u64>().unwrap() > 0, "{counters}");
             }
-            shell("ipset del refract_banned_users 10.9.0.2 && ipset del refract_banned_users6 fd09::2");
+            shell(
+                "ipset del refract_banned_users 10.9.0.2 && \
+                 ipset del refract_banned_users6 2001:db8:9::2",
+            );
         });
         assert!(link.connects("10.9.0.2", v4.local_addr().unwrap(), long));
-        assert!(link.connects("fd09::2", v6.local_addr().unwrap(), long));
+        assert!(link.connects("2001:db8:9::2", v6.local_addr().unwrap(), long));
     }
 }
 
@@ -409,20 +407,20 @@ fn a_banned_source_cannot_connect_and_another_can() {
 fn a_banned_flow_is_dropped_and_another_port_of_the_same_source_passes() {
     for program in VARIANTS {
         let link = Link::new();
-        let server = link.server.enter(|| {
+        let server = link.server.inside(|| {
             xtables(program, &[Protocol::Udp], "443").install().unwrap();
             UdpSocket::bind("10.9.0.1:443").unwrap()
         });
         server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let [banned, other] = link
             .client
-            .enter(|| ["10.9.0.2:4000", "10.9.0.2:4001"].map(|at| UdpSocket::bind(at).unwrap()));
+            .inside(|| ["10.9.0.2:4000", "10.9.0.2:4001"].map(|at| UdpSocket::bind(at).unwrap()));
         let mut byte = [0];
         let mut received = || server.recv(&mut byte).map(|_| byte[0]).unwrap();
 
         banned.send_to(&[1], "10.9.0.1:443").unwrap();
         assert_eq!(received(), 1);
-        link.server.enter(|| shell("ipset add refract_banned_flows 10.9.0.2,udp:4000"));
+        link.server.inside(|| shell("ipset add refract_banned_flows 10.9.0.2,udp:4000"));
         banned.send_to(&[2], "10.9.0.1:443").unwrap();
         other.send_to(&[3], "10.9.0.1:443").unwrap();
         assert_eq!(received(), 3);
@@ -442,13 +440,13 @@ impl Drop for EndOnDrop<'_> {
 fn no_packet_slips_through_while_the_rules_are_put_right() {
     for program in VARIANTS {
         let link = Link::new();
-        let server = link.server.enter(|| {
+        let server = link.server.inside(|| {
             xtables(program, &[Protocol::Udp], "443").install().unwrap();
             shell("ipset add refract_banned_users 10.9.0.2");
             UdpSocket::bind("10.9.0.1:443").unwrap()
         });
         server.set_nonblocking(true).unwrap();
-        let banned = link.client.enter(|| UdpSocket::bind("10.9.0.2:4000").unwrap());
+        let banned = link.client.inside(|| UdpSocket::bind("10.9.0.2:4000").unwrap());
         let over = AtomicBool::new(false);
         let sent = thread::scope(|scope| {
             let sender = scope.spawn(|| {
@@ -459,7 +457,7 @@ fn no_packet_slips_through_while_the_rules_are_put_right() {
                 sent
             });
             let over = EndOnDrop(&over);
-            link.server.enter(|| {
+            link.server.inside(|| {
                 let xtables = xtables(program, &[Protocol::Udp], "443");
                 for _ in 0..20 {
                     shell(&format!("{program} -w 5 -A INPUT {UDP_443}"));
@@ -475,7 +473,7 @@ fn no_packet_slips_through_while_the_rules_are_put_right() {
         let slipped = server.recv(&mut [0]).map_err(|error| error.kind());
         assert_eq!(slipped, Err(io::ErrorKind::WouldBlock), "{program}");
 
-        link.server.enter(|| shell("ipset del refract_banned_users 10.9.0.2"));
+        link.server.inside(|| shell("ipset del refract_banned_users 10.9.0.2"));
         server.set_nonblocking(false).unwrap();
         server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         banned.send_to(&[2], "10.9.0.1:443").unwrap();

@@ -26,8 +26,8 @@ fn a_change_of_the_rules_is_heard_and_anything_else_is_not() {
         ("ip6tables-nft -I INPUT -j ACCEPT", true),
         ("ip6tables-nft -D INPUT -j ACCEPT", true),
         ("nft add table inet other", true),
-        ("nft add set inet other addresses { type ipv4_addr; flags timeout; }", false),
-        ("nft add element inet other addresses { 10.0.0.1 timeout 1h }", false),
+        ("nft add set inet other addresses '{ type ipv4_addr; flags timeout; }'", false),
+        ("nft add element inet other addresses '{ 10.0.0.1 timeout 1h }'", false),
         ("nft list ruleset", false),
         ("nft flush ruleset", true),
         ("nft flush ruleset", false),
@@ -52,7 +52,7 @@ fn lost_events_count_as_a_change() {
         (0..2000).map(|n| format!("10.0.{}.{}", n / 250, n % 250)).collect();
     let batch = tempfile::NamedTempFile::new().unwrap();
     namespace.run("nft add table inet other");
-    namespace.run("nft add set inet other addresses { type ipv4_addr; }");
+    namespace.run("nft add set inet other addresses '{ type ipv4_addr; }'");
     assert!(events.drain().unwrap());
     let add = format!("add element inet other addresses {{ {} }}\n", elements.join(", "));
     std::fs::write(&batch, add.repeat(20)).unwrap();

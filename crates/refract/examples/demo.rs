@@ -168,6 +168,7 @@ fn show(binary: &Path) -> Result<()> {
     print_line("");
     let flags = [
         format!("--dport={PORT}"),
+        "--evidence=log".to_owned(),
         format!("--window={WINDOW}"),
         format!("--timeout={TIMEOUT}"),
         format!("--access.log={}", entrance.access_log().display()),

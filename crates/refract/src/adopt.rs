@@ -5,7 +5,7 @@
 //! bans nothing and lifts nothing: what is in the kernel stays until it runs out.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs::File,
     io::{BufRead, BufReader, Seek, SeekFrom},
     path::Path,
@@ -30,11 +30,16 @@ pub fn unexplained(bans: &[Ban], block_log: &Path) -> Vec<Record> {
         return Vec::new();
     }
     let recorded = recorded_sources(block_log);
+    let prefixes: BTreeSet<u8> = recorded.iter().map(|source| source.prefix()).collect();
+    // A ban is its source, or an address within it.
+    let is_recorded = |network: Network| {
+        prefixes
+            .range(..=network.prefix())
+            .any(|prefix| recorded.contains(&Network::covering(network.address(), *prefix)))
+    };
     bans.iter()
         .map(|ban| (ban, network_of(&ban.target)))
-        .filter(|(_, network)| {
-            !recorded.contains(network) && !recorded.iter().any(|known| known.overlaps(*network))
-        })
+        .filter(|(_, network)| !is_recorded(*network))
         .map(|(ban, network)| adopted(network, ban.remaining.unwrap_or_default()))
         .collect()
 }
@@ -101,7 +106,9 @@ mod tests {
         let written = [line(&known, BlockFormat::Text), line(&known6, BlockFormat::Json)].concat();
         std::fs::write(&path, written).unwrap();
 
-        let bans = [ban("198.51.100.1"), ban("198.51.100.2"), ban("2001:db8::")];
+        let exact = BanTarget::host("2001:db8::7".parse().unwrap());
+        let exact = Ban { target: exact, remaining: None };
+        let bans = [ban("198.51.100.1"), ban("198.51.100.2"), ban("2001:db8::"), exact];
         let records = unexplained(&bans, &path);
         let sources: Vec<_> = records.iter().map(|record| record.source.as_str()).collect();
         assert_eq!(sources, ["198.51.100.2"]);

@@ -163,8 +163,8 @@ impl BlockLog {
             }
             Ok(written) => {
                 self.torn |= written > 0;
-                let short = io::Error::new(io::ErrorKind::StorageFull, "only part of a record fit");
-                self.report("write to", &short)
+                // What the next write will say too, so that it is one trouble.
+                self.report("write to", &rustix::io::Errno::NOSPC.into())
             }
             Err(error) => self.report("write to", &error),
         }

@@ -10,8 +10,15 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 use refract_core::{Keep, Network};
+use refract_kernel::xtables::Protocol;
 
-use crate::{audit::BlockFormat, escape::quoted, ports::Ports, telemetry::LogFormat};
+use crate::{
+    audit::BlockFormat,
+    escape::quoted,
+    ports::Ports,
+    rule_keeper::{RuleKeeperConfig, RuleSets},
+    telemetry::LogFormat,
+};
 
 /// The whole command line.
 #[derive(Clone, Debug, Parser)]
@@ -400,9 +407,21 @@ fn protocols(text: &str) -> Result<Protocols, String> {
 }
 
 fn ports(text: &str) -> Result<Ports, String> {
-    text.parse().map_err(|reason| {
+    let ports: Ports = text.parse().map_err(|reason| {
         format!("{reason}; it takes ports and ranges from 1 to 65535, such as 443,8443,2000-2010")
-    })
+    })?;
+    // Every packet to the host passes every rule, so a plan has an end.
+    let config = RuleKeeperConfig {
+        sets: RuleSets::Lasting,
+        protocols: vec![Protocol::Tcp],
+        ports: ports.ranges().to_vec(),
+        iptables: None,
+    };
+    config.plan().map_err(|_| {
+        "it takes as many as fit into 16 rules: 240 ports, or 112 ranges; join them into ranges"
+            .to_owned()
+    })?;
+    Ok(ports)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -4,40 +4,33 @@
 //! rooms and owns the clock: tail → judge → enforce, with upkeep once a second. One error in one
 //! step is said and the loop goes on; only the start can refuse.
 
+mod start;
+
 use std::{
-    io,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::OwnedFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
 
-use refract_core::{Exemptions, Moment, Network, Policy, Roster, Terms as PolicyTerms};
-use refract_kernel::{
-    ban::LONGEST_TIMEOUT,
-    host::{HostEvents, HostNetworks},
-};
+use refract_core::Moment;
+use refract_kernel::host::HostEvents;
 use rustix::{
     buffer::spare_capacity,
-    event::{Timespec, epoll},
+    event::{PollFd, PollFlags, Timespec, epoll, poll},
 };
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tracing::{error, info, warn};
 
+pub(crate) use self::start::settle_host;
 use crate::{
-    adopt,
     audit::{BlockLog, News as BlockNews, Outcome, Record},
-    cli::{EvidenceFlag, Flags},
-    enforce::{Enforcer, Terms, arm},
+    cli::Flags,
+    enforce::Enforcer,
     error::Error,
     escape::printable,
     firewall::Firewall,
-    health::{self, Health},
+    health::Health,
     judge::Judge,
     lock::NamespaceLock,
-    privilege,
-    tail::{LogTarget, News as TailNews, Progress, Tail},
+    tail::{News as TailNews, Progress, Tail},
 };
 
 /// Upkeep, and the only thing that wakes an idle daemon.
@@ -76,7 +69,7 @@ pub fn run(flags: &Flags) -> Result<(), Error> {
 }
 
 struct Daemon {
-    epoll: std::os::fd::OwnedFd,
+    epoll: OwnedFd,
     started: Instant,
     tail: Tail,
     judge: Judge,
@@ -94,162 +87,6 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Checks everything before touching anything, then puts sets and rule in place and opens the
-    /// log.
-    fn start(flags: &Flags) -> Result<Self, Error> {
-        let lock = if flags.dry_run {
-            None
-        } else {
-            privilege::require_enforcing()?;
-            Some(NamespaceLock::take()?)
-        };
-        let started = Instant::now();
-        let mut host = HostEvents::subscribe()?;
-        let networks = host.look()?;
-        let allow = flags.allow.iter().flat_map(|networks| networks.0.iter().copied()).collect();
-        let mut exemptions = Exemptions::new(allow);
-        settle_host(&mut exemptions, &networks);
-
-        let timeout = flags.timeout.min(LONGEST_TIMEOUT);
-        let policy = Policy::new(PolicyTerms {
-            window: flags.window,
-            places: usize::try_from(flags.limit).unwrap_or(usize::MAX),
-            keep: flags.keep.into(),
-            ipv4_prefix: flags.ipv4_prefix,
-            ipv6_prefix: flags.ipv6_prefix,
-            timeout,
-            udp_ban: flags.udp_ban,
-            forget_after: PolicyTerms::default().forget_after.max(timeout),
-            ..PolicyTerms::default()
-        })?;
-        let terms = Terms {
-            protocols: flags.proto,
-            ports: flags.dport.clone(),
-            timeout,
-            ipv6_prefix: flags.ipv6_prefix,
-            max_bans: flags.max_bans,
-        };
-
-        let (firewall, arms) = if flags.dry_run {
-            (None, None)
-        } else {
-            let (firewall, sets) = Firewall::start(flags)?;
-            (Some(firewall), Some(arm(sets, &terms)?))
-        };
-        let mut enforcer = Enforcer::new(terms, arms);
-        enforcer.endpoints.refresh(&networks.addresses, &flags.dport);
-
-        let (block_log, news) = BlockLog::open(&flags.block_log, flags.block_format);
-        say_block(news);
-        let tail = Tail::open(&LogTarget::from(&flags.access_log), started)?;
-        let io = |operation, object: &str| {
-            let object = object.to_owned();
-            move |source: io::Error| Error::Io { operation, object, source }
-        };
-        let stop = on_signals(&[SIGTERM, SIGINT]).map_err(io("catch", "SIGTERM and SIGINT"))?;
-        let reload = on_signals(&[SIGHUP]).map_err(io("catch", "SIGHUP"))?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map_err(io::Error::from)
-            .map_err(io("open", "an epoll"))?;
-
-        let mut daemon = Self {
-            epoll,
-            started,
-            tail,
-            judge: Judge::new(Roster::new(policy), exemptions, flags.proto),
-            enforcer,
-            firewall,
-            block_log,
-            host,
-            flags: flags.clone(),
-            health: Health::default(),
-            stop,
-            reload,
-            ticks: 0,
-            silence_said: false,
-            _lock: lock,
-        };
-        daemon.watch().map_err(io::Error::from).map_err(io("watch", "what the loop waits for"))?;
-        daemon.adopt();
-        daemon.introduce();
-        Ok(daemon)
-    }
-}
-
-impl Daemon {
-    fn watch(&mut self) -> rustix::io::Result<()> {
-        let add = |fd: BorrowedFd<'_>, source: Source| {
-            let token = epoll::EventData::new_u64(source as u64);
-            epoll::add(&self.epoll, fd, token, epoll::EventFlags::IN)
-        };
-        for fd in self.tail.sources() {
-            add(fd, Source::Log)?;
-        }
-        add(self.host.as_fd(), Source::Host)?;
-        if let Some(fd) = self.enforcer.survey_fd() {
-            add(fd, Source::Survey)?;
-        }
-        if let Some(firewall) = &self.firewall {
-            add(firewall.ruleset_fd(), Source::Ruleset)?;
-            if let Some(fd) = firewall.keeper_fd() {
-                add(fd, Source::Keeper)?;
-            }
-        }
-        add(self.stop.as_fd(), Source::Stop)?;
-        add(self.reload.as_fd(), Source::Reload)
-    }
-
-    /// Takes over the bans that an earlier run left in the kernel.
-    fn adopt(&mut self) {
-        let Some(arms) = self.enforcer.arms() else { return };
-        match arms.sets.list() {
-            Ok(bans) => {
-                let now = Instant::now();
-                for record in adopt::unexplained(&bans, &self.flags.block_log) {
-                    say_block(self.block_log.append(&record));
-                }
-                if !bans.is_empty() {
-                    info!(bans = bans.len(), "took over the bans that are in force");
-                }
-                for ban in bans {
-                    if let Some(remaining) = ban.remaining {
-                        self.enforcer.ledger.banned(ban.target, now + remaining);
-                    }
-                }
-            }
-            Err(error) => warn!("{error}"),
-        }
-    }
-
-    fn introduce(&mut self) {
-        if matches!(self.flags.evidence, EvidenceFlag::Auto | EvidenceFlag::Log) {
-            warn!(
-                evidence = "log",
-                "verdicts rest on the log's word alone: a change of network within the window \
-                 looks like a second device, and a forged line like a real one"
-            );
-        }
-        if self.flags.timeout > LONGEST_TIMEOUT {
-            warn!("--timeout is longer than the kernel can hold: bans last {LONGEST_TIMEOUT:?}");
-        }
-        // What keeps the log from being read is the tail's to say.
-        let recent = health::recent(&mut self.tail, &self.judge.exemptions).unwrap_or_default();
-        for complaint in health::complaints(&recent) {
-            warn!("{complaint}");
-        }
-        self.tell_tail();
-        info!(
-            access_log = %printable(self.flags.access_log.as_os_str().as_encoded_bytes()),
-            proto = %self.flags.proto,
-            dport = %self.flags.dport,
-            limit = self.flags.limit,
-            window = ?self.flags.window,
-            timeout = ?self.flags.timeout,
-            dry_run = self.flags.dry_run,
-            "ready"
-        );
-    }
-
     fn serve(&mut self) -> Result<(), Error> {
         let mut events = Vec::with_capacity(16);
         let mut next_tick = Instant::now() + TICK;
@@ -420,6 +257,10 @@ impl Daemon {
         while let Some(news) = self.tail.news() {
             match news {
                 TailNews::Unreadable(_) => error!("{news}"),
+                TailNews::Absent => {
+                    let path = self.flags.access_log.as_os_str();
+                    warn!(access_log = %printable(path.as_encoded_bytes()), "{news}");
+                }
                 TailNews::Unwatched(_) | TailNews::GivenUp(_) | TailNews::Truncated => {
                     warn!("{news}");
                 }
@@ -440,10 +281,9 @@ impl Daemon {
             let until = self.enforcer.due(Instant::now()).map_or(end, |due| due.min(end));
             if let Some(fd) = self.enforcer.survey_fd() {
                 let left = timespec(until.saturating_duration_since(Instant::now()));
-                let mut fds =
-                    [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
+                let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
                 // Whatever ends the wait, the loop's own condition decides.
-                let _ = rustix::event::poll(&mut fds, Some(&left));
+                let _ = poll(&mut fds, Some(&left));
             }
             let block_log = &mut self.block_log;
             self.enforcer.advance(Instant::now(), |record| write_down(&record, block_log));
@@ -470,19 +310,6 @@ impl Daemon {
             info!("stopped; nothing was touched");
         }
     }
-}
-
-/// Takes over what this host's own addresses and gateways are now.
-pub(crate) fn settle_host(exemptions: &mut Exemptions, networks: &HostNetworks) {
-    let own = networks
-        .addresses
-        .iter()
-        .map(|address| Network::single(*address))
-        .chain(
-            networks.networks.iter().map(|(address, prefix)| Network::covering(*address, *prefix)),
-        )
-        .collect();
-    exemptions.set_host(own, networks.gateways.clone());
 }
 
 /// One record, to the block log and to stderr.
@@ -519,16 +346,6 @@ fn say_block(news: Option<BlockNews>) {
         Some(BlockNews::Recovered) => info!("the block log is written again"),
         None => {}
     }
-}
-
-/// A socket that becomes readable when one of `signals` arrives.
-fn on_signals(signals: &[i32]) -> io::Result<UnixStream> {
-    let (reader, writer) = UnixStream::pair()?;
-    reader.set_nonblocking(true)?;
-    for signal in signals {
-        signal_hook::low_level::pipe::register(*signal, writer.try_clone()?)?;
-    }
-    Ok(reader)
 }
 
 fn drain(stream: &UnixStream) {

@@ -25,7 +25,7 @@ use refract_kernel::{
     ban_sets::BanSets,
     sock_diag::{DestroySupport, SockDiag},
 };
-use tracing::warn;
+use tracing::{error, warn};
 
 use self::{case::Case, round::Round};
 use crate::{
@@ -317,17 +317,28 @@ impl Enforcer {
     }
 }
 
-/// Opens the kernel side of enforcement.
-pub fn arm(sets: BanSets, terms: &Terms) -> Result<Arms, Error> {
-    let mut sockets = SockDiag::open()?;
-    let refuse = |reason| Err(Error::NoReset { reason });
-    match sockets.supports_destroy() {
+/// Tries whether connections can be reset here. Refuses where that is not permitted; where the
+/// kernel cannot do it at all, says so and goes on with bans alone.
+pub fn require_reset() -> Result<(), Error> {
+    match SockDiag::open()?.supports_destroy() {
         Ok(DestroySupport::Works) => {}
-        Ok(DestroySupport::NotPermitted) => return refuse("it is not permitted"),
-        Ok(DestroySupport::NotBuilt) => return refuse("it was built without that"),
-        Ok(DestroySupport::NoDiagnostics) => return refuse("it shows no TCP sockets"),
+        Ok(DestroySupport::NotPermitted) => return Err(Error::ResetNotPermitted),
+        Ok(DestroySupport::NotBuilt) => error!(
+            "this kernel cannot reset connections (it was built without \
+             CONFIG_INET_DIAG_DESTROY): a banned device is shut out, but keeps its dead connection"
+        ),
+        Ok(DestroySupport::NoDiagnostics) => error!(
+            "this kernel does not show its TCP connections, so none can be reset: modprobe \
+             tcp_diag; until then a banned device is shut out, but keeps its dead connection"
+        ),
         Err(error) => warn!("could not try whether connections can be reset: {error}"),
     }
+    Ok(())
+}
+
+/// Opens the kernel side of enforcement.
+pub fn arm(sets: BanSets, terms: &Terms) -> Result<Arms, Error> {
+    let sockets = SockDiag::open()?;
     let surveyor = Surveyor::start(terms.ports.ranges().to_vec(), terms.protocols.udp)?;
     Ok(Arms { sets, sockets, surveyor })
 }

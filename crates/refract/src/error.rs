@@ -60,15 +60,12 @@ pub enum Error {
     /// The access log cannot be followed at all.
     #[error(transparent)]
     Tail(#[from] TailError),
-    /// The kernel cannot reset connections.
+    /// `CAP_NET_ADMIN` does not reach as far as the sockets.
     #[error(
-        "this kernel cannot reset connections ({reason}), so a banned device would keep the \
-         connection it has: use a kernel with CONFIG_INET_DIAG_DESTROY and the tcp_diag module"
+        "resetting connections is not permitted here, although CAP_NET_ADMIN is held: run refract \
+         in the user namespace that owns this network namespace, or with the host's CAP_NET_ADMIN"
     )]
-    NoReset {
-        /// What the trial showed.
-        reason: &'static str,
-    },
+    ResetNotPermitted,
     /// A file, a socket or a process.
     #[error("cannot {operation} {object}: {source}")]
     Io {

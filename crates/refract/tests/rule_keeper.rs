@@ -2,8 +2,10 @@
 
 #![cfg(test)]
 
-#[path = "../../kernel/tests/rule_support/mod.rs"]
-mod rule_support;
+#[path = "../../kernel/tests/support/iptables.rs"]
+mod iptables;
+#[path = "../../kernel/tests/support/mod.rs"]
+mod support;
 
 use std::{
     fs,
@@ -13,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use iptables::{VARIANTS, input_rules, make_sets};
 use refract::rule_keeper::{
     ARGUMENT, Answer, Command, Found, RuleKeeper, RuleKeeperConfig, RuleKeeperError, RuleSets,
 };
@@ -21,8 +24,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, getpgid, kill_process, pidfd_open},
 };
-
-use rule_support::{Namespace, VARIANTS, input_rules, make_sets, shell};
+use support::{Namespace, shell};
 
 const REFRACT: &str = env!("CARGO_BIN_EXE_refract");
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -67,7 +69,7 @@ fn next_answer(keeper: &mut RuleKeeper) -> Answer {
 #[test]
 fn the_three_commands_reach_the_kernel() {
     for (program, variant) in VARIANTS.into_iter().zip(Variant::ALL) {
-        Namespace::new().enter(|| {
+        Namespace::new().inside(|| {
             make_sets();
             let mut keeper = start(program);
             for (command, found, rules) in [
@@ -88,7 +90,7 @@ fn the_three_commands_reach_the_kernel() {
 
 #[test]
 fn a_flushed_chain_is_put_right_on_request() {
-    Namespace::new().enter(|| {
+    Namespace::new().inside(|| {
         make_sets();
         let mut keeper = start(VARIANTS[0]);
         keeper.ask_and_wait(Command::Install, PATIENCE).unwrap();
@@ -104,7 +106,7 @@ fn a_flushed_chain_is_put_right_on_request() {
 
 #[test]
 fn a_command_that_fails_is_one_sentence_and_the_process_lives_on() {
-    Namespace::new().enter(|| {
+    Namespace::new().inside(|| {
         let mut keeper = start(VARIANTS[1]);
         let error = keeper.ask_and_wait(Command::Install, PATIENCE).unwrap_err();
         assert!(matches!(error, RuleKeeperError::Failed { .. }), "{error:?}");
@@ -133,7 +135,7 @@ fn where_there_is_no_iptables_only_removal_succeeds() {
 
 #[test]
 fn one_command_is_in_flight_and_a_check_takes_no_change_away() {
-    Namespace::new().enter(|| {
+    Namespace::new().inside(|| {
         make_sets();
         let mut keeper = start(VARIANTS[0]);
         for command in [Command::Check, Command::Check, Command::Install, Command::Check] {
@@ -205,7 +207,7 @@ fn an_iptables_that_is_broken_becomes_a_sentence() {
 
 #[test]
 fn a_killed_process_is_noticed_and_another_takes_its_place() {
-    Namespace::new().enter(|| {
+    Namespace::new().inside(|| {
         make_sets();
         let mut keeper = start(VARIANTS[0]);
         kill_process(pid(&keeper), Signal::KILL).unwrap();
@@ -260,7 +262,7 @@ fn a_configuration_that_the_process_would_refuse_starts_none() {
 
 #[test]
 fn signals_meant_for_the_daemon_do_not_end_it_and_the_end_of_its_input_does() {
-    Namespace::new().enter(|| {
+    Namespace::new().inside(|| {
         make_sets();
         let mut keeper = start(VARIANTS[0]);
         keeper.ask_and_wait(Command::Check, PATIENCE).unwrap();
@@ -277,7 +279,7 @@ fn signals_meant_for_the_daemon_do_not_end_it_and_the_end_of_its_input_does() {
 
 #[test]
 fn it_ends_with_the_thread_that_started_it() {
-    let end = Namespace::new().enter(|| {
+    let end = Namespace::new().inside(|| {
         let mut keeper = start(VARIANTS[0]);
         // It has read its arguments once it answers.
         keeper.ask_and_wait(Command::Check, PATIENCE).unwrap();

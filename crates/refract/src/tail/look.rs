@@ -257,3 +257,46 @@ impl Tail {
 fn length(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::{
+        super::{LogTarget, OLD_IS_DONE_AFTER, Progress},
+        *,
+    };
+
+    fn lines(tail: &mut Tail, now: Instant) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut take = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned());
+        while tail.read_chunk(now, &mut take) == Progress::More {}
+        lines
+    }
+
+    #[test]
+    fn a_new_file_with_the_number_of_a_file_that_was_left_is_read_from_its_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let [log, rotated] = ["log", "log.1"].map(|name| directory.path().join(name));
+        let mut now = Instant::now();
+        let mut tail = Tail::open(&LogTarget::from(&log), now).unwrap();
+        fs::write(&log, "one\ntwo\n").unwrap();
+        tail.woken(now);
+        assert_eq!(lines(&mut tail, now), ["one", "two"]);
+        fs::rename(&log, &rotated).unwrap();
+        fs::write(&log, "").unwrap();
+        tail.woken(now);
+        now += OLD_IS_DONE_AFTER + Duration::from_secs(1);
+        tail.check(now);
+        assert_eq!(lines(&mut tail, now), [""; 0]);
+        assert_eq!(tail.left.len(), 1);
+
+        // Whether a file system gives a number out again is its own affair: said here by hand.
+        fs::write(&rotated, "three\nfour and more\n").unwrap();
+        tail.left[0].0 = Identity::from(&stat(&rotated).unwrap());
+        fs::rename(&rotated, &log).unwrap();
+        tail.woken(now);
+        assert_eq!(lines(&mut tail, now), ["three", "four and more"]);
+        assert_eq!(tail.counters().truncations, 0);
+    }
+}

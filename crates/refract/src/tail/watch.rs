@@ -40,8 +40,10 @@ const DIRECTORY: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::ONLYDIR)
     .union(WatchFlags::DONT_FOLLOW);
-/// Room for the events of one read, bytes: 256 writes, or some 60 changes of a directory.
-const EVENTS: usize = 4096;
+/// Room for the events of one read, bytes: 256 writes, or some 100 changes in directories.
+const ROOM: usize = 4096;
+/// The longest event, bytes: a header and a name of `NAME_MAX` with its NUL (linux/inotify.h).
+const LONGEST_EVENT: usize = 16 + 256;
 /// Links followed on the way before giving up, as the kernel does (linux/namei.h, `MAXSYMLINKS`).
 const LINKS: usize = 40;
 /// Renames kept in mind at once; the oldest is forgotten first.
@@ -117,13 +119,14 @@ impl Watches {
         let _ = inotify::remove_watch(&self.inotify, watch);
     }
 
-    /// Takes the events that are waiting: one read, unless one of them concerns the path, when the
-    /// queue is emptied so that the path is looked at with all that is known. `written` is given
-    /// the watch of each file that was written to.
+    /// Takes the events that are waiting. `written` is given the watch of each file that was written
+    /// to. For a line that is one read; more if it may have left something, or if an event concerns
+    /// the path, which is then looked at with all that is known.
     pub(super) fn take(&mut self, mut written: impl FnMut(i32)) -> Asked {
-        let mut buffer = [MaybeUninit::uninit(); EVENTS];
+        let mut buffer = [MaybeUninit::uninit(); ROOM];
         let mut reader = Reader::new(&self.inotify, &mut buffer);
         let mut asked = Asked::Nothing;
+        let mut events = 0;
         loop {
             // The error is EAGAIN: the queue is empty.
             let Ok(event) = reader.next() else { return asked };
@@ -150,8 +153,13 @@ impl Watches {
             } else {
                 asked = asked.max(Asked::LookAtPath);
             }
-            if asked == Asked::Nothing && reader.is_buffer_empty() {
-                return asked;
+            events += 1;
+            if reader.is_buffer_empty() {
+                // A read that left an event for want of room has given more than this.
+                if asked == Asked::Nothing && events < ROOM / LONGEST_EVENT {
+                    return asked;
+                }
+                events = 0;
             }
         }
     }

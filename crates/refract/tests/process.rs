@@ -1,0 +1,921 @@
+//! The process as an operator meets it: signals, refusals, commands, flags, bad logs, full disks.
+//!
+//! Each test has a lab of its own; what is claimed of the kernel is looked up with `ipset` and
+//! `iptables`, what is claimed of the process in its exit status, its words and `/proc`.
+
+#![cfg(test)]
+
+#[expect(dead_code, reason = "each test uses its part of the lab")]
+mod support;
+
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    fs::{self, OpenOptions},
+    io::Write as _,
+    net::SocketAddr,
+    os::unix::{
+        ffi::OsStringExt as _,
+        fs::{FileTypeExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use support::{
+    LabError, Result,
+    access_log::{AccessLog, accepted_line},
+    daemon::{self, Daemon},
+    eventually,
+    lab::Lab,
+    process::Process,
+    witness,
+};
+
+const REFRACT: &str = env!("CARGO_BIN_EXE_refract");
+const SET: &str = "refract_banned_users";
+const SET6: &str = "refract_banned_users6";
+/// How long anything may take that is not itself the promise.
+const BOUND: Duration = Duration::from_secs(5);
+/// How long a daemon may take to end.
+const END_BOUND: Duration = Duration::from_secs(1);
+
+/// A lab with a server, an access log and a block log.
+struct Scene {
+    lab: Lab,
+    log: AccessLog,
+    block_log: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let lab = Lab::new()?;
+        let log = AccessLog::open(lab.path("access.log"))?;
+        let block_log = lab.path("block.log");
+        Ok(Self { lab, log, block_log })
+    }
+
+    /// The flags of a daemon here, then `more`.
+    fn flags(&self, more: &[&str]) -> Vec<String> {
+        let mut flags = vec![
+            "--evidence=log".to_owned(),
+            format!("--access.log={}", self.log.path().display()),
+            format!("--block.log={}", self.block_log.display()),
+        ];
+        flags.extend(more.iter().map(ToString::to_string));
+        flags
+    }
+
+    fn start(&self, more: &[&str]) -> Result<Daemon> {
+        Daemon::start(Path::new(REFRACT), self.lab.server(), &self.flags(more))
+    }
+
+    /// Runs `refract` with `arguments` to its end.
+    fn refract(&self, arguments: &[&str]) -> Result<Ended> {
+        self.finish(daemon::command(Path::new(REFRACT), arguments))
+    }
+
+    fn finish(&self, command: Command) -> Result<Ended> {
+        Ok(Ended::from(self.lab.server().finish(command)?))
+    }
+
+    /// Writes the lines of an [`offence`] and waits until the offender is banned.
+    fn ban(&self, number: u32) -> Result<String> {
+        let (lines, offender) = offence(number);
+        self.log.write(lines.as_bytes())?;
+        witness::wait_for_member(self.lab.server(), SET, &offender, true, BOUND)?;
+        Ok(offender)
+    }
+
+    fn shell(&self, script: &str) -> Result<String> {
+        self.lab.server().output("sh", &["-ec", script])
+    }
+
+    fn records(&self) -> Result<Vec<String>> {
+        witness::lines_with(&self.block_log, "")
+    }
+
+    /// Neither a set nor a rule of ours is here.
+    fn assert_untouched(&self) -> Result<()> {
+        let server = self.lab.server();
+        assert_eq!(witness::set_names(server)?, [] as [&str; 0]);
+        for tool in ["iptables", "ip6tables", "iptables-legacy", "ip6tables-legacy"] {
+            assert_eq!(witness::rules_of(server, tool)?, [] as [&str; 0], "{tool}");
+        }
+        Ok(())
+    }
+}
+
+/// Two lines of the log that make an offender of 198.18.0.0/16, with an account of its own, and its
+/// address.
+fn offence(number: u32) -> (String, String) {
+    let [_, _, high, low] = number.to_be_bytes();
+    let offender = SocketAddr::from(([198, 18, high, low], 40_001));
+    let user = format!("user{number}");
+    let first = SocketAddr::from(([198, 51, 100, 1], 40_000));
+    let lines = [accepted_line(first, &user), accepted_line(offender, &user)].concat();
+    (lines, offender.ip().to_string())
+}
+
+/// How a command ended and what it printed.
+#[derive(Debug)]
+struct Ended {
+    status: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self { status: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+impl Ended {
+    /// One sentence on stderr that has each of `parts`, and the exit status.
+    #[track_caller]
+    fn is_refusal(&self, status: i32, parts: &[&str]) {
+        assert_eq!(self.status, Some(status), "{self:?}");
+        assert_eq!(self.err.lines().count(), 1, "{self:?}");
+        assert!(self.err.starts_with("refract: "), "{self:?}");
+        for part in parts {
+            assert!(self.err.contains(part), "no `{part}` in {self:?}");
+        }
+    }
+}
+
+#[test]
+fn sigterm_and_sigint_end_it_within_a_second_and_rule_and_bans_stay() -> Result<()> {
+    let scene = Scene::new()?;
+    for (number, signal) in [(1, Signal::TERM), (2, Signal::INT)] {
+        let daemon = scene.start(&[])?;
+        scene.ban(number)?;
+        daemon.signal(signal)?;
+        assert!(daemon.wait(END_BOUND)?.success());
+        let said = daemon.messages();
+        assert!(said.contains("the rule and the bans stay in the kernel"), "{said}");
+    }
+    assert_eq!(witness::set_members(scene.lab.server(), SET)?.len(), 2);
+    assert_eq!(witness::rules_of(scene.lab.server(), "iptables")?.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_sigterm_in_the_middle_of_a_burst_loses_no_record() -> Result<()> {
+    let scene = Scene::new()?;
+    let daemon = scene.start(&["--max-bans=0"])?;
+    let burst: Vec<String> = (0..2_000).map(|number| offence(number).0).collect();
+    scene.log.write(burst.concat().as_bytes())?;
+    eventually("the first ban of the burst", BOUND, || {
+        Ok(witness::set_members(scene.lab.server(), SET)?.pop())
+    })?;
+    daemon.signal(Signal::TERM)?;
+    assert!(daemon.wait(END_BOUND)?.success());
+    let members = witness::set_members(scene.lab.server(), SET)?;
+    let recorded: HashSet<String> = scene
+        .records()?
+        .iter()
+        .filter(|record| record.contains(" ban ") && record.ends_with("outcome=ok"))
+        .filter_map(|record| Some(record.split_once(" source=")?.1.split(' ').next()?.to_owned()))
+        .collect();
+    assert_eq!(recorded, members.into_iter().collect());
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_lines_drowns_no_violation_and_sigterm_is_heard_in_it() -> Result<()> {
+    const LINES_A_CHUNK: u32 = 10_000;
+    let scene = Scene::new()?;
+    let daemon = scene.start(&[])?;
+    let chunks: Vec<String> = (0..10)
+        .map(|chunk| {
+            let line = |number: u32| {
+                let [_, a, b, c] = (chunk * LINES_A_CHUNK + number).to_be_bytes();
+                let peer = SocketAddr::from(([10, a, b, c], 40_000));
+                accepted_line(peer, &format!("flood{chunk}-{number}@example.com"))
+            };
+            (0..LINES_A_CHUNK).map(line).collect()
+        })
+        .collect();
+    let before = Spent::by(&daemon)?;
+    let over = AtomicBool::new(false);
+    let flooded = thread::scope(|scope| {
+        // 200,000 lines a second, for as long as the rest takes.
+        let flood = scope.spawn(|| {
+            let (began, mut written) = (Instant::now(), 0);
+            while !over.load(Ordering::Relaxed) {
+                scene.log.write(chunks[written % chunks.len()].as_bytes())?;
+                written += 1;
+                let due = Duration::from_millis(50) * u32::try_from(written).unwrap_or(u32::MAX);
+                thread::sleep(due.saturating_sub(began.elapsed()));
+            }
+            Ok((written, began.elapsed()))
+        });
+        // The flood is to have lasted; that it did is not an event.
+        thread::sleep(Duration::from_secs(2));
+        let (lines, offender) = offence(7);
+        let banned = scene.log.write(lines.as_bytes()).and_then(|()| {
+            // It stands behind whatever a busy machine has not read yet.
+            witness::wait_for_member(scene.lab.server(), SET, &offender, true, 4 * BOUND)
+        });
+        let after = Spent::by(&daemon);
+        let ended = daemon.signal(Signal::TERM).and_then(|()| daemon.wait(END_BOUND));
+        over.store(true, Ordering::Relaxed);
+        let flooded = flood.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause));
+        banned?;
+        assert!(ended?.success());
+        let after = after?;
+        eprintln!(
+            "{} ms of processor time before SIGTERM, resident {} to {} KiB",
+            (after.ticks - before.ticks) * 10,
+            before.resident,
+            after.resident
+        );
+        assert!(after.resident < before.resident + 64 * 1024, "{} KiB", after.resident);
+        flooded
+    });
+    let (written, took) = flooded?;
+    eprintln!("{} lines in {took:?}", written * 10_000);
+    let said = daemon.messages();
+    assert!(said.contains("the rule and the bans stay in the kernel"), "{said}");
+    Ok(())
+}
+
+/// What a process has used so far, from `/proc`.
+struct Spent {
+    /// Processor time, all threads, in ticks of 10 ms.
+    ticks: u64,
+    /// KiB.
+    resident: u64,
+    /// Times that its threads gave the processor up by themselves.
+    waits: u64,
+}
+
+impl Spent {
+    fn by(daemon: &Daemon) -> Result<Self> {
+        let id = daemon.id();
+        let read = |path: String| fs::read_to_string(&path).map_err(LabError::while_trying(path));
+        let field = |text: &str, name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        let stat = read(format!("/proc/{id}/stat"))?;
+        // After the name in parentheses, fields 14 and 15 of proc(5) are the 12th and 13th.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let mut waits = 0;
+        let tasks = fs::read_dir(format!("/proc/{id}/task"))
+            .map_err(LabError::while_trying("list threads"))?;
+        for task in tasks {
+            let task = task.map_err(LabError::while_trying("list threads"))?;
+            let status = read(format!("{}/status", task.path().display()))?;
+            waits += field(&status, "voluntary_ctxt_switches:");
+        }
+        Ok(Self {
+            ticks: fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap(),
+            resident: field(&read(format!("/proc/{id}/status"))?, "VmRSS:"),
+            waits,
+        })
+    }
+}
+
+#[test]
+fn an_idle_daemon_wakes_a_handful_of_times_a_second_and_uses_no_time() -> Result<()> {
+    let scene = Scene::new()?;
+    // Every directory on the way to the log is watched, and in /tmp there is always something up.
+    let quiet = tempfile::Builder::new().prefix("refract-lab-").tempdir_in("/dev/shm");
+    let quiet = quiet.map_err(LabError::while_trying("make a directory in /dev/shm"))?;
+    let log = AccessLog::open(quiet.path().join("access.log"))?;
+    let daemon = scene.start(&[&format!("--access.log={}", log.path().display())])?;
+    let before = Spent::by(&daemon)?;
+    // What is measured is that nothing happens: only time can show it.
+    thread::sleep(Duration::from_secs(3));
+    let after = Spent::by(&daemon)?;
+    assert!(after.waits - before.waits <= 15, "{} wakes in 3 s", after.waits - before.waits);
+    assert!(after.ticks - before.ticks <= 3, "{} ticks in 3 s", after.ticks - before.ticks);
+    Ok(())
+}
+
+#[test]
+fn a_million_users_who_come_once_take_no_memory_that_a_quarter_of_them_did_not() -> Result<()> {
+    let scene = Scene::new()?;
+    let daemon = scene.start(&["--dry-run"])?;
+    let mut resident = Vec::new();
+    for part in 0..4 {
+        for chunk in 0..25 {
+            let lines: Vec<String> = (0..10_000u32)
+                .map(|number| {
+                    let [_, a, b, c] = (chunk * 10_000 + number).to_be_bytes();
+                    let peer = SocketAddr::from(([10, a, b, c], 40_000));
+                    accepted_line(peer, &format!("{part}-{chunk}-{number}@example.com"))
+                })
+                .collect();
+            scene.log.write(lines.concat().as_bytes())?;
+        }
+        // Once it has acted on what comes last, it has read all.
+        let (lines, offender) = offence(part);
+        scene.log.write(lines.as_bytes())?;
+        witness::wait_for_line(&scene.block_log, &offender, 4 * BOUND)?;
+        resident.push(Spent::by(&daemon)?.resident);
+    }
+    eprintln!("resident after each 250,000 users: {resident:?} KiB");
+    assert!(resident[3] < resident[0] + 8 * 1024, "{resident:?} KiB");
+    Ok(())
+}
+
+#[test]
+fn sighup_opens_the_block_log_again_after_a_rename() -> Result<()> {
+    let scene = Scene::new()?;
+    let daemon = scene.start(&[])?;
+    let first = scene.ban(1)?;
+    witness::wait_for_line(&scene.block_log, &first, BOUND)?;
+    let renamed = scene.lab.path("block.log.1");
+    fs::rename(&scene.block_log, &renamed).map_err(LabError::while_trying("rename"))?;
+    daemon.signal(Signal::HUP)?;
+    daemon.wait_for_message("opened the block log again", BOUND)?;
+    let second = scene.ban(2)?;
+    witness::wait_for_line(&scene.block_log, &second, BOUND)?;
+    assert_eq!(witness::lines_with(&renamed, "source=")?.len(), 1);
+    assert_eq!(scene.records()?.len(), 1);
+    let mode = fs::metadata(&scene.block_log).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+    Ok(())
+}
+
+#[test]
+fn it_refuses_before_it_touches_anything() -> Result<()> {
+    let scene = Scene::new()?;
+    let flags = scene.flags(&[]);
+    for (dropped, name) in [("-net_admin", "CAP_NET_ADMIN"), ("-net_raw", "CAP_NET_RAW")] {
+        let mut command = daemon::command(Path::new("setpriv"), &[] as &[&str]);
+        command.args(["--bounding-set", dropped, "--inh-caps", dropped, REFRACT]).args(&flags);
+        scene.finish(command)?.is_refusal(1, &[name, "is missing: run refract as root"]);
+        scene.assert_untouched()?;
+    }
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel/tests/broken_programs");
+    for (program, parts) in [
+        ("failing/iptables", ["broken", "it ended with exit status: 1"]),
+        ("garbage/iptables", ["garbage/iptables", "its answer is not that of an iptables"]),
+        ("lying/iptables", ["lying/iptables", "its answer is not that of an iptables"]),
+        ("nowhere/iptables", ["nowhere/iptables", "install the package iptables"]),
+    ] {
+        let flag = format!("--iptables={}", programs.join(program).display());
+        let flags = scene.flags(&[&flag]);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        scene.refract(&flags)?.is_refusal(1, &parts);
+        scene.assert_untouched()?;
+    }
+    // This one only shows itself when the rule is to be put in place.
+    let stubborn = format!("--iptables={}", programs.join("stubborn/iptables").display());
+    let flags = scene.flags(&[&stubborn]);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let ended = scene.refract(&flags)?;
+    assert_eq!(ended.status, Some(1));
+    assert!(ended.err.contains("somebody else keeps changing chain INPUT"), "{ended:?}");
+    scene.assert_untouched()
+}
+
+#[test]
+fn a_second_daemon_and_an_uninstall_are_refused_while_one_runs() -> Result<()> {
+    let scene = Scene::new()?;
+    let daemon = scene.start(&[])?;
+    let offender = scene.ban(1)?;
+    let flags = scene.flags(&["--dport=8443"]);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let sentence = ["another refract already runs in this network namespace", "stop it first"];
+    scene.refract(&flags)?.is_refusal(1, &sentence);
+    scene.refract(&["uninstall"])?.is_refusal(1, &sentence);
+    let rules = witness::rules_of(scene.lab.server(), "iptables")?;
+    assert!(rules[0].contains("--dport 443 "), "{rules:?}");
+    assert_eq!(witness::set_members(scene.lab.server(), SET)?, [offender]);
+    // A dry run touches nothing, so it may run beside it.
+    let dry = scene.start(&["--dry-run"])?;
+    assert!(dry.terminate(END_BOUND)?.success());
+    assert!(daemon.terminate(END_BOUND)?.success());
+    Ok(())
+}
+
+#[test]
+fn uninstall_removes_what_is_ours_of_both_variants_and_nothing_else() -> Result<()> {
+    let scene = Scene::new()?;
+    let tools = ["iptables", "ip6tables", "iptables-legacy", "ip6tables-legacy"];
+    let foreign = "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT";
+    scene.shell(
+        "ipset create refract hash:ip; ipset create mine hash:ip; ipset add mine 192.0.2.9",
+    )?;
+    for tool in tools {
+        scene.shell(&format!("{tool} {foreign}"))?;
+    }
+    for variant in ["/usr/sbin/iptables-nft", "/usr/sbin/iptables-legacy"] {
+        let daemon = scene.start(&["--proto=tcp,udp", &format!("--iptables={variant}")])?;
+        assert!(daemon.terminate(END_BOUND)?.success());
+    }
+    for tool in tools {
+        assert_eq!(witness::rules_of(scene.lab.server(), tool)?.len(), 4, "{tool}");
+    }
+    let ended = scene.refract(&["uninstall"])?;
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    for part in ["iptables-legacy", "destroyed the set refract_banned_users6", "banned_flows"] {
+        assert!(ended.out.contains(part), "{ended:?}");
+    }
+    for tool in tools {
+        assert_eq!(witness::rules_of(scene.lab.server(), tool)?, [foreign], "{tool}");
+    }
+    assert_eq!(witness::set_names(scene.lab.server())?, ["mine", "refract"]);
+    assert_eq!(witness::set_members(scene.lab.server(), "mine")?, ["192.0.2.9"]);
+    let again = scene.refract(&["uninstall"])?;
+    assert_eq!(again.status, Some(0), "{again:?}");
+    assert!(again.out.contains("there is nothing of refract's"), "{again:?}");
+    Ok(())
+}
+
+#[test]
+fn the_commands_answer_the_same_with_a_daemon_and_without() -> Result<()> {
+    for format in ["text", "json"] {
+        let scene = Scene::new()?;
+        let empty = scene.refract(&["list"])?;
+        assert_eq!((empty.status, empty.out.as_str()), (Some(0), "no bans\n"));
+        let block_log = format!("--block.log={}", scene.block_log.display());
+        scene
+            .refract(&["why", &block_log, "198.18.0.1"])?
+            .is_refusal(1, &["cannot read the block log"]);
+
+        let mut daemon = Some(scene.start(&[&format!("--block.format={format}")])?);
+        for round in [0, 10] {
+            let bans: Vec<String> = if daemon.is_some() {
+                (1..=4).map(|number| scene.ban(number)).collect::<Result<_>>()?
+            } else {
+                let bans: Vec<String> =
+                    (1..=4).map(|last| format!("198.18.{round}.{last}")).collect();
+                for ban in &bans {
+                    scene.shell(&format!("ipset add {SET} {ban} timeout 50"))?;
+                }
+                bans
+            };
+            scene.shell(&format!("ipset add {SET6} 2001:db8:9::/64 timeout 3700"))?;
+            let list = scene.refract(&["list"])?;
+            let shown: Vec<_> =
+                list.out.lines().map(|line| line.split_once(' ').unwrap()).collect();
+            assert_eq!(shown.len(), 5, "{list:?}");
+            assert_eq!(shown[4].0, "2001:db8:9::/64");
+            assert!(shown[4].1.trim().starts_with("1h01m"), "{list:?}");
+            assert!(shown[..4].iter().all(|(who, left)| {
+                bans.iter().any(|ban| ban == who) && left.trim().ends_with('s')
+            }));
+
+            let ended = scene.refract(&["unban", &bans[0], "192.0.2.1"])?;
+            ended.is_refusal(1, &["not banned: 192.0.2.1\n"]);
+            assert_eq!(ended.out, format!("lifted {}\n", bans[0]));
+            scene.refract(&["unban", "alice"])?.is_refusal(1, &["\"alice\" is not an address"]);
+            assert_eq!(scene.refract(&["unban", &bans[1], &bans[2]])?.status, Some(0));
+            let left = witness::set_members(scene.lab.server(), SET)?;
+            assert_eq!(left, [bans[3].clone()]);
+            assert_eq!(scene.refract(&["unban", "--all"])?.status, Some(0));
+            for set in [SET, SET6] {
+                assert_eq!(witness::set_members(scene.lab.server(), set)?, [] as [&str; 0]);
+            }
+            assert_eq!(scene.refract(&["unban", "--all"])?.status, Some(0));
+
+            witness::wait_for_line(&scene.block_log, "198.18.0.4", BOUND)?;
+            let why = scene.refract(&["why", &block_log, "198.18.0.1"])?;
+            assert_eq!(why.status, Some(0), "{why:?}");
+            assert_eq!(why.out.lines().count(), 1, "{why:?}");
+            assert!(why.out.contains("user1") && why.out.contains("198.18.0.1"), "{why:?}");
+            assert_eq!(
+                scene.refract(&["why", &block_log, "198.18.0.0/24"])?.out.lines().count(),
+                4
+            );
+            let none = scene.refract(&["why", &block_log, "198.18.9.9"])?;
+            assert!(none.out.starts_with("no record of 198.18.9.9"), "{none:?}");
+            scene.refract(&["why", "alice"])?.is_refusal(1, &["\"alice\" is not an address"]);
+            if let Some(daemon) = daemon.take() {
+                assert!(daemon.terminate(END_BOUND)?.success());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reader_that_goes_away_hears_no_panic() -> Result<()> {
+    let scene = Scene::new()?;
+    let daemon = scene.start(&[])?;
+    assert!(daemon.terminate(END_BOUND)?.success());
+    // More than a pipe holds.
+    let entries: Vec<String> = (0..20_000u32)
+        .map(|number| format!("add {SET} 10.0.{}.{}\n", number >> 8, number & 255))
+        .collect();
+    let batch = scene.lab.path("batch");
+    fs::write(&batch, entries.concat()).map_err(LabError::while_trying("write a batch"))?;
+    scene.shell(&format!("ipset restore < {}", batch.display()))?;
+    for script in ["list | head -n 1", "list | true", "unban --all | head -n 1", "--help | true"] {
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("{REFRACT} {script}; echo ${{PIPESTATUS[0]}} >&2")]);
+        let ended = scene.finish(command)?;
+        assert_eq!(ended.err, "0\n", "{script}: {ended:?}");
+    }
+    assert_eq!(witness::set_members(scene.lab.server(), SET)?, [] as [&str; 0]);
+    Ok(())
+}
+
+#[test]
+fn doctor_says_line_by_line_what_is_wrong_and_its_status_says_whether() -> Result<()> {
+    let scene = Scene::new()?;
+    let flags = scene.flags(&[]);
+    let doctor = |more: &[&str]| {
+        let mut arguments = vec!["doctor"];
+        arguments.extend(flags.iter().map(String::as_str));
+        arguments.extend(more);
+        scene.refract(&arguments)
+    };
+    let well = doctor(&[])?;
+    assert_eq!(well.status, Some(0), "{well:?}");
+    assert!(!well.out.contains("BAD"), "{well:?}");
+    assert!(well.out.contains("note  daemon: none runs"), "{well:?}");
+    assert!(well.out.contains("note  rule: not in place"), "{well:?}");
+    scene.assert_untouched()?;
+
+    let daemon = scene.start(&[])?;
+    scene.ban(1)?;
+    let well = doctor(&[])?;
+    assert_eq!(well.status, Some(0), "{well:?}");
+    for part in ["ok    daemon: runs", "1 bans", "ok    rule: at the top of INPUT", "is readable\n"]
+    {
+        assert!(well.out.contains(part), "no `{part}` in {well:?}");
+    }
+    assert!(daemon.terminate(END_BOUND)?.success());
+
+    for (flag, finding) in [
+        ("--access.log=/nonexistent/access.log", "BAD   access log: cannot read /nonexistent"),
+        ("--block.log=/nonexistent/block.log", "BAD   block log: cannot write /nonexistent"),
+        ("--iptables=/nonexistent/iptables", "BAD   rule: "),
+    ] {
+        let ill = doctor(&[flag])?;
+        assert_eq!(ill.status, Some(1), "{ill:?}");
+        assert!(ill.out.contains(finding), "{ill:?}");
+        assert_eq!(ill.out.lines().filter(|line| line.starts_with("BAD")).count(), 1, "{ill:?}");
+        assert_eq!(ill.err, "");
+    }
+    Ok(())
+}
+
+/// Every flag that takes a value, its variable, and values that it refuses.
+const NONSENSE: [(&str, &str, &[&str]); 15] = [
+    (
+        "proto",
+        "it takes tcp, udp or tcp,udp",
+        &["", " ", "-1", "TCP", "sctp", "tcp,", "ü", "/etc/passwd"],
+    ),
+    (
+        "dport",
+        "it takes ports and ranges from 1 to 65535",
+        &[
+            "",
+            " ",
+            "-1",
+            "0",
+            "65536",
+            "443,",
+            "9-3",
+            "99999999999999999999",
+            "+1",
+            "٤٤٣",
+            "/etc/passwd",
+            "1-",
+            "4\n43",
+        ],
+    ),
+    (
+        "window",
+        "it takes a duration",
+        &["", " ", "-5s", "0s", "5", "25h", "99999999999999999999h", "fünf", "/etc/passwd"],
+    ),
+    (
+        "timeout",
+        "it takes a duration",
+        &["", " ", "-5s", "0s", "5", "99999999999999999999h", "∞", "/etc/passwd"],
+    ),
+    ("access.log", "it takes the path of a file", &["", " ", "\t"]),
+    ("block.log", "it takes the path of a file", &["", " "]),
+    ("block.format", "it takes text or json", &["", " ", "-1", "JSON", "ü", "/etc/passwd"]),
+    ("log.format", "it takes text or json", &["", " ", "-1", "JSON", "ü", "/etc/passwd"]),
+    (
+        "limit",
+        "it takes a whole number from 1 to 256",
+        &["", " ", "-1", "0", "257", "99999999999999999999", "1.5", "+1", "١", "/etc/passwd"],
+    ),
+    ("keep", "it takes first or last", &["", " ", "-1", "FIRST", "ü", "/etc/passwd"]),
+    (
+        "allow",
+        "it takes networks such as",
+        &["-1", "x", "10.0.0.0/33", "10.0.0.0/-1", "1.2.3", "::/129", "ü", "/etc/passwd"],
+    ),
+    (
+        "ipv4-prefix",
+        "it takes a whole number from 8 to 32",
+        &["", " ", "-1", "7", "33", "99999999999999999999", "/24", "ü"],
+    ),
+    (
+        "ipv6-prefix",
+        "it takes a whole number from 16 to 128",
+        &["", " ", "-1", "15", "129", "99999999999999999999", "/64", "ü"],
+    ),
+    (
+        "max-bans",
+        "it takes a whole number from 0 to 1000000",
+        &["", " ", "-1", "1000001", "99999999999999999999", "ü", "/etc/passwd"],
+    ),
+    ("iptables", "it takes an absolute path", &["", " ", "-1", "iptables", "ü"]),
+];
+
+/// Switches, whose value is joined to them.
+const SWITCHES: [(&str, &str, &[&str]); 2] = [
+    ("udp-ban", "it takes true or false", &[" ", "-1", "2", "TRUE", "ü", "/etc/passwd"]),
+    ("dry-run", "it takes true or false", &[" ", "-1", "2", "TRUE", "ü", "/etc/passwd"]),
+];
+
+#[test]
+fn every_flag_and_variable_refuses_nonsense_in_one_sentence_that_names_them() -> Result<()> {
+    let scene = Scene::new()?;
+    for (switch, (flag, takes, values)) in
+        NONSENSE.map(|row| (false, row)).into_iter().chain(SWITCHES.map(|row| (true, row)))
+    {
+        let variable = format!("REFRACT_{}", flag.replace(['.', '-'], "_").to_uppercase());
+        for value in values {
+            let named = format!("refract: --{flag} ({variable}) cannot be {value:?}: ");
+            let parts = [named.as_str(), takes];
+            scene.refract(&[&format!("--{flag}={value}")])?.is_refusal(2, &parts);
+            if !switch {
+                scene.refract(&[&format!("--{flag}"), value])?.is_refusal(2, &parts);
+            }
+            let mut command = daemon::command(Path::new(REFRACT), &[] as &[&str]);
+            command.env(&variable, value);
+            scene.finish(command)?.is_refusal(2, &parts);
+        }
+        if !switch {
+            let ended = scene.refract(&[&format!("--{flag}")])?;
+            ended.is_refusal(2, &[&format!("--{flag} ({variable}) ")]);
+        }
+    }
+    for (arguments, parts) in [
+        (&["--nope"][..], &["there is no --nope; refract --help"][..]),
+        (&["--no\npe"], &["there is no --no\\npe;"]),
+        (&["-x"], &["there is no -x;"]),
+        (&["nonsense"], &["there is no command \"nonsense\";"]),
+        (&["--dry-run", "false"], &["as in --dry-run=false"]),
+        (&["--dport=443", "list"], &["list is a command and comes first"]),
+        (&["list", "--dport=443"], &["there is no --dport"]),
+        (&["why"], &["<ADDRESS> is missing"]),
+        (&["unban"], &["<SOURCE>... is missing"]),
+        (&["unban", "--all", "192.0.2.1"], &["--all", "cannot be used with"]),
+        (&["doctor", "--limit=0"], &["--limit (REFRACT_LIMIT) cannot be \"0\""]),
+        (&["why", "--block.log=", "192.0.2.1"], &["--block.log (REFRACT_BLOCK_LOG)"]),
+    ] {
+        scene.refract(arguments)?.is_refusal(2, parts);
+    }
+    for prefix in ["--dport=", "--access.log=/tmp/"] {
+        let mut bytes = prefix.as_bytes().to_vec();
+        bytes.push(0xff);
+        let argument = [OsString::from_vec(bytes)];
+        let ended = scene.finish(daemon::command(Path::new(REFRACT), &argument))?;
+        ended.is_refusal(2, &["cannot be", "\\xff", "it takes text in UTF-8"]);
+    }
+    let mut command = daemon::command(Path::new(REFRACT), &[] as &[&str]);
+    command.env("REFRACT_DPORT", OsString::from_vec(vec![0xff]));
+    scene.finish(command)?.is_refusal(2, &["REFRACT_DPORT cannot be", "it takes text in UTF-8"]);
+    scene.assert_untouched()
+}
+
+#[test]
+fn the_last_of_several_flags_counts_in_either_spelling_and_beats_the_variable() -> Result<()> {
+    let scene = Scene::new()?;
+    let flags = scene.flags(&["--dport=1", "--limit", "3", "--dport", "8443", "--timeout=100000h"]);
+    let mut command = daemon::command(Path::new(REFRACT), &flags);
+    command.env("REFRACT_DPORT", "2").env("REFRACT_WINDOW", "1h30m").env("REFRACT_ALLOW", "");
+    let daemon = Daemon::start_command(scene.lab.server(), &command)?;
+    let ready = daemon.wait_for_message("ready", BOUND)?;
+    for part in ["dport=8443", "limit=3", "window=5400s"] {
+        assert!(ready.contains(part), "no `{part}` in {ready}");
+    }
+    daemon.wait_for_message("longer than the kernel can hold: bans last 2147483s", BOUND)?;
+    assert!(witness::rules_of(scene.lab.server(), "iptables")?[0].contains("--dport 8443 "));
+    assert!(daemon.terminate(END_BOUND)?.success());
+    Ok(())
+}
+
+#[test]
+fn a_timeout_that_no_clock_can_hold_bans_for_as_long_as_the_kernel_can() -> Result<()> {
+    let scene = Scene::new()?;
+    let daemon = scene.start(&["--timeout=9223372036854775807s"])?;
+    let offender = scene.ban(1)?;
+    let record = witness::wait_for_line(&scene.block_log, &offender, BOUND)?;
+    assert!(record.contains(" timeout=2147483s "), "{record}");
+    let listing = scene.shell(&format!("ipset list {SET} | grep '^{offender} '"))?;
+    assert!(listing.contains("timeout 21474"), "{listing}");
+    assert!(daemon.terminate(END_BOUND)?.success());
+    Ok(())
+}
+
+#[test]
+fn a_block_log_that_cannot_be_written_is_said_once_and_holds_nothing_up() -> Result<()> {
+    let scene = Scene::new()?;
+    let fifo = scene.lab.path("fifo");
+    scene.shell(&format!("mkfifo {}", fifo.display()))?;
+    assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
+    let directory = scene.lab.path("directory");
+    fs::create_dir(&directory).map_err(LabError::while_trying("make a directory"))?;
+    let mut number = 0;
+    for block_log in [&fifo, &directory, &scene.lab.path("missing/block.log")] {
+        let flag = format!("--block.log={}", block_log.display());
+        let daemon = scene.start(&[&flag])?;
+        for _ in 0..3 {
+            number += 1;
+            let offender = scene.ban(number)?;
+            daemon.wait_for_message(&format!("source=\"{offender}\""), BOUND)?;
+        }
+        let said = daemon.messages();
+        let sentence = format!("cannot open the block log {}", block_log.display());
+        assert_eq!(said.matches(&sentence).count(), 1, "{said}");
+        assert!(daemon.terminate(END_BOUND)?.success());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_is_said_once_and_no_record_is_glued_to_a_torn_one() -> Result<()> {
+    let scene = Scene::new()?;
+    let disk = scene.lab.path("disk");
+    fs::create_dir(&disk).map_err(LabError::while_trying("make a directory"))?;
+    // The disk is the daemon's alone: it is mounted in a namespace that ends with it.
+    let script = format!("mount -t tmpfs -o size=8k disk {}; exec \"$@\"", disk.display());
+    let mut arguments =
+        ["--mount", "sh", "-ec", &script, "sh", REFRACT].map(str::to_owned).to_vec();
+    arguments.extend(scene.flags(&[&format!("--block.log={}/block.log", disk.display())]));
+    let command = daemon::command(Path::new("unshare"), &arguments);
+    let daemon = Daemon::start_command(scene.lab.server(), &command)?;
+    let seen = PathBuf::from(format!("/proc/{}/root{}", daemon.id(), disk.display()));
+    let filler = seen.join("filler");
+    fs::write(&filler, [0; 4096]).map_err(LabError::while_trying("fill the disk"))?;
+
+    let log = seen.join("block.log");
+    // 4 KiB are left: sixteen records, and with this line before them half of another one.
+    let mut earlier = OpenOptions::new().append(true).open(&log).unwrap();
+    writeln!(earlier, "{}", "-".repeat(100)).map_err(LabError::while_trying("write"))?;
+    let full = "cannot write to the block log";
+    let mut number = 0;
+    while !daemon.messages().contains(full) {
+        number += 1;
+        assert!(number < 60, "the disk does not fill");
+        let offender = scene.ban(number)?;
+        daemon.wait_for_message(&format!("source=\"{offender}\""), BOUND)?;
+    }
+    for _ in 0..3 {
+        number += 1;
+        scene.ban(number)?;
+    }
+    fs::remove_file(&filler).map_err(LabError::while_trying("free the disk"))?;
+    let saved = scene.ban(number + 1)?;
+    daemon.wait_for_message("the block log is written again", BOUND)?;
+    let record = witness::wait_for_line(&log, &format!("source={saved} "), BOUND)?;
+    assert_eq!(record.matches(" ban user=").count(), 1, "glued: {record}");
+    let records = witness::lines_with(&log, " ban user=")?;
+    let torn = records.iter().filter(|record| !record.ends_with("outcome=ok")).count();
+    assert_eq!(torn, 1, "{records:#?}");
+    let said = daemon.messages();
+    assert_eq!(said.matches(full).count(), 1, "{said}");
+    assert!(daemon.terminate(END_BOUND)?.success());
+    Ok(())
+}
+
+#[test]
+fn a_log_of_rubbish_hides_no_violation_and_panics_nothing() -> Result<()> {
+    let scene = Scene::new()?;
+    let daemon = scene.start(&[])?;
+    let mut random = vec![0; 2 << 20];
+    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom").unwrap(), &mut random).unwrap();
+    random.push(b'\n');
+    let endless = [vec![b'x'; 10 << 20], b"\n".to_vec()].concat();
+    let zeros = [vec![0; 100_000], b"\n".to_vec()].concat();
+    let mut before = Spent::by(&daemon)?.resident;
+    for (number, rubbish) in (1u32..).zip([random, endless, zeros, b"\r\n\n\n\n".to_vec()]) {
+        scene.log.write(&rubbish)?;
+        scene.ban(number)?;
+        if number == 1 {
+            before = Spent::by(&daemon)?.resident;
+        }
+    }
+    let after = Spent::by(&daemon)?.resident;
+    assert!(after < before + 4 * 1024, "10 MB without a line end: {before} to {after} KiB");
+    let said = daemon.messages();
+    assert!(!said.contains("panicked"), "{said}");
+    assert!(daemon.terminate(END_BOUND)?.success());
+    Ok(())
+}
+
+#[test]
+fn a_log_that_is_not_there_yet_is_waited_for_and_read_from_its_start() -> Result<()> {
+    for path in ["later.log", "not/yet/there/later.log"] {
+        let scene = Scene::new()?;
+        let path = scene.lab.path(path);
+        let daemon = scene.start(&[&format!("--access.log={}", path.display())])?;
+        daemon.wait_for_message("the access log is not there; waiting for it", BOUND)?;
+        fs::create_dir_all(path.parent().unwrap()).map_err(LabError::while_trying("make it"))?;
+        let (lines, offender) = offence(1);
+        fs::write(&path, lines).map_err(LabError::while_trying("write the log"))?;
+        witness::wait_for_member(scene.lab.server(), SET, &offender, true, BOUND)?;
+        assert!(daemon.terminate(END_BOUND)?.success());
+    }
+    Ok(())
+}
+
+#[test]
+fn an_unprivileged_dry_run_says_that_it_may_not_read_and_touches_nothing() -> Result<()> {
+    let scene = Scene::new()?;
+    // The directory may be entered by anybody, the log (mode 0600) may not be read.
+    let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    open(scene.lab.directory());
+    let program = scene.lab.path("refract");
+    fs::copy(REFRACT, &program).map_err(LabError::while_trying("copy the program"))?;
+    open(&program);
+    let mut arguments =
+        ["--reuid=65534", "--regid=65534", "--clear-groups", &program.to_string_lossy()]
+            .map(str::to_owned)
+            .to_vec();
+    arguments.extend(scene.flags(&["--dry-run"]));
+    let command = daemon::command(Path::new("setpriv"), &arguments);
+    let daemon = Daemon::start_command(scene.lab.server(), &command)?;
+    daemon.wait_for_message("permission denied; run as root", BOUND)?;
+    scene.assert_untouched()?;
+    assert!(daemon.terminate(END_BOUND)?.success());
+    Ok(())
+}
+
+#[test]
+fn a_fifo_is_followed_and_standard_input_is_read_to_its_end() -> Result<()> {
+    let scene = Scene::new()?;
+    let fifo = scene.lab.path("fifo");
+    scene.shell(&format!("mkfifo {}", fifo.display()))?;
+    let daemon = scene.start(&[&format!("--access.log={}", fifo.display())])?;
+    // A writer may come, go and come again.
+    for number in [1, 2] {
+        let (lines, offender) = offence(number);
+        let mut writer = OpenOptions::new().write(true).open(&fifo).unwrap();
+        writer.write_all(lines.as_bytes()).map_err(LabError::while_trying("write"))?;
+        drop(writer);
+        witness::wait_for_member(scene.lab.server(), SET, &offender, true, BOUND)?;
+    }
+    assert!(daemon.terminate(END_BOUND)?.success());
+
+    let input = scene.lab.path("input");
+    let (lines, offender) = offence(3);
+    fs::write(&input, lines).map_err(LabError::while_trying("write"))?;
+    for (how, number) in [("cat {} | \"$@\"", 1), ("\"$@\" < {}", 2)] {
+        let script = how.replace("{}", &input.to_string_lossy());
+        let mut arguments = ["-c", &script, "sh", REFRACT].map(str::to_owned).to_vec();
+        arguments.extend(scene.flags(&["--access.log=-"]));
+        let process =
+            Process::start(scene.lab.server(), &daemon::command(Path::new("sh"), &arguments))?;
+        assert!(process.wait(BOUND)?.success(), "{}", process.said());
+        // What it had begun was finished before it ended.
+        assert_eq!(witness::lines_with(&scene.block_log, &offender)?.len(), number);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_it_says_as_json_is_one_object_a_line_and_nothing_is_coloured() -> Result<()> {
+    for format in ["json", "text"] {
+        let scene = Scene::new()?;
+        let daemon = scene.start(&[&format!("--log.format={format}")])?;
+        // Attackers' bytes: a quote, an escape sequence, a byte that is no UTF-8.
+        let line = |last: u8| {
+            let peer = SocketAddr::from(([198, 18, 0, last], 40_000));
+            let line = accepted_line(peer, "al\"ice\u{1b}[31m\\X");
+            let mut line = line.into_bytes();
+            line.insert(line.len() - 1, 0xff);
+            line
+        };
+        scene.log.write(&[line(1), line(2)].concat())?;
+        witness::wait_for_member(scene.lab.server(), SET, "198.18.0.2", true, BOUND)?;
+        witness::wait_for_line(&scene.block_log, "198.18.0.2", BOUND)?;
+        daemon.signal(Signal::TERM)?;
+        assert!(daemon.wait(END_BOUND)?.success());
+        daemon.wait_for_message("stopped; the rule and the bans stay", BOUND)?;
+        let said = daemon.messages();
+        assert!(!said.contains('\u{1b}'), "{said:?}");
+        if format == "json" {
+            for line in said.lines() {
+                let value: serde_json::Value =
+                    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                for key in ["timestamp", "level", "message"] {
+                    assert!(value.get(key).is_some_and(serde_json::Value::is_string), "{line}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
