@@ -30,15 +30,13 @@ use crate::{
     health::Health,
     judge::Judge,
     lock::NamespaceLock,
-    tail::{News as TailNews, Progress, Tail},
+    tail::{CHECK_EVERY, News as TailNews, Progress, Tail},
 };
 
 /// Upkeep, and the only thing that wakes an idle daemon.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the log's health is judged.
 const HEALTH_TICKS: u64 = 10;
-/// The slow safety check for a missed inotify event.
-const TAIL_TICKS: u64 = 5;
 /// Chunks of the log read before the loop looks at everything else again.
 const CHUNKS_PER_TURN: usize = 16;
 /// How long unfinished enforcements may take when the process is told to stop.
@@ -82,6 +80,7 @@ struct Daemon {
     stop: UnixStream,
     reload: UnixStream,
     ticks: u64,
+    tail_checked: Instant,
     silence_said: bool,
     _lock: Option<NamespaceLock>,
 }
@@ -136,9 +135,10 @@ impl Daemon {
                 return Ok(());
             }
             let now = Instant::now();
-            if woken(Source::Survey) || self.enforcer.due(now).is_some_and(|due| due <= now) {
+            let surveyed = woken(Source::Survey);
+            if surveyed || self.enforcer.due(now).is_some_and(|due| due <= now) {
                 let block_log = &mut self.block_log;
-                self.enforcer.advance(now, |record| write_down(&record, block_log));
+                self.enforcer.advance(now, surveyed, |record| write_down(&record, block_log));
             }
             if let Some(firewall) = &mut self.firewall {
                 if woken(Source::Ruleset) {
@@ -184,9 +184,10 @@ impl Daemon {
     /// The upkeep of every second; `true` when the log must be looked at again.
     fn tick(&mut self, now: Instant) -> bool {
         self.ticks += 1;
-        let check_tail = self.ticks.is_multiple_of(TAIL_TICKS);
+        let check_tail = now.saturating_duration_since(self.tail_checked) >= CHECK_EVERY;
         self.judge.tick(self.moment(now));
         if check_tail {
+            self.tail_checked = now;
             self.tail.check(now);
             self.tell_tail();
         }
@@ -286,7 +287,7 @@ impl Daemon {
                 let _ = poll(&mut fds, Some(&left));
             }
             let block_log = &mut self.block_log;
-            self.enforcer.advance(Instant::now(), |record| write_down(&record, block_log));
+            self.enforcer.advance(Instant::now(), true, |record| write_down(&record, block_log));
         }
         let block_log = &mut self.block_log;
         self.enforcer.settle_all(|record| write_down(&record, block_log));

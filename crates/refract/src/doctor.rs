@@ -168,11 +168,11 @@ fn recent_lines(flags: &Flags) -> Finding {
     };
     let complaints = health::complaints(&counts);
     if complaints.is_empty() {
+        let reasons = counts.reasons();
+        let others = if reasons.is_empty() { String::new() } else { format!("; {reasons}") };
         Finding::Good(format!(
-            "recent lines: {} read, {} can be acted upon {}",
-            counts.lines,
-            counts.sightings,
-            counts.reasons()
+            "recent lines: {} read, {} can be acted upon{others}",
+            counts.lines, counts.sightings
         ))
     } else {
         Finding::Bad(format!("recent lines: {}", complaints.join("; ")))

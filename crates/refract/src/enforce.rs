@@ -160,12 +160,14 @@ impl Enforcer {
     }
 
     /// Does the next bit of unfinished work, at most a slice of it, if there is any to do by now:
-    /// named connections first. Who is settled is handed over.
-    pub fn advance(&mut self, now: Instant, mut settled: impl FnMut(Record)) {
+    /// named connections first. `surveyed` says that [`survey_fd`](Self::survey_fd) is readable. Who
+    /// is settled is handed over.
+    pub fn advance(&mut self, now: Instant, surveyed: bool, mut settled: impl FnMut(Record)) {
         self.kill_named(&mut settled);
         self.begin_round(now);
         let (Some(round), Some(arms)) = (&mut self.round, &mut self.arms) else { return };
-        if round.advance(now, &arms.surveyor, &mut arms.sockets, &mut self.endpoints) {
+        let findings = if surveyed { arms.surveyor.findings() } else { None };
+        if round.advance(now, findings, &arms.surveyor, &mut arms.sockets, &mut self.endpoints) {
             for case in mem::take(&mut round.cases) {
                 settled(case.record(false));
             }

@@ -112,6 +112,7 @@ impl Daemon {
             stop,
             reload,
             ticks: 0,
+            tail_checked: started,
             silence_said: false,
             _lock: lock,
         };

@@ -87,13 +87,14 @@ impl Round {
     pub(super) fn advance(
         &mut self,
         now: Instant,
+        findings: Option<Findings>,
         surveyor: &Surveyor,
         sockets: &mut SockDiag,
         endpoints: &mut Endpoints,
     ) -> bool {
         match self.stage {
             Stage::Surveying => {
-                let Some(findings) = surveyor.findings() else { return false };
+                let Some(findings) = findings else { return false };
                 self.take(findings);
             }
             Stage::Resting(until) if now < until => return false,

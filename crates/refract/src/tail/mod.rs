@@ -60,7 +60,7 @@ pub const OLD_IS_DONE_AFTER: Duration = Duration::from_secs(150);
 /// How many old files are kept open besides the log itself.
 pub const OLD_FILES_KEPT: usize = 16;
 /// How often [`Tail::check`] wants to be called.
-pub const CHECK_EVERY: Duration = Duration::from_secs(1);
+pub const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// Bytes of one read, and so of one call of [`Tail::read_chunk`].
 const CHUNK: usize = 128 * 1024;
