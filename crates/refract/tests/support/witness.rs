@@ -172,11 +172,13 @@ fn packets_of_rules(host: &Host, tool: &str, text: &str) -> Result<u64> {
     Ok(packets.sum())
 }
 
-/// The lines of a log that contain `text`; none when there is no such file yet.
+/// The finished lines of a log that contain `text`; none when there is no such file yet. Who reads
+/// beside a `write(2)` that crosses a page may see the half of it: that is no line yet.
 pub(crate) fn lines_with(log: &Path, text: &str) -> Result<Vec<String>> {
     match fs::read_to_string(log) {
         Ok(content) => {
-            Ok(content.lines().filter(|line| line.contains(text)).map(str::to_owned).collect())
+            let finished = content.rfind('\n').and_then(|end| content.get(..end)).unwrap_or("");
+            Ok(finished.lines().filter(|line| line.contains(text)).map(str::to_owned).collect())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(LabError::new(format!("cannot read {}: {error}", log.display()))),
