@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const MOVE_PAUSE: Duration = Duration::from_secs(30);
 /// Where the kernel announces changes of the rules, they are still looked at this often.
 const SLOW_CHECK: Duration = Duration::from_mins(1);
-/// Pause before a keeper that died is started again, and before a failure is said again.
+/// Pause before a keeper that died is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// The rule's and the sets' upkeep.
