@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    fs::File,
     io::{BufRead, BufReader, Seek, SeekFrom},
     path::Path,
     time::Duration,
@@ -16,7 +15,7 @@ use refract_core::Network;
 use refract_kernel::ban_sets::Ban;
 
 use crate::{
-    audit::{Action, Outcome, Record},
+    audit::{Action, Outcome, Record, open_to_read},
     commands::{network_of, source_of_record},
 };
 
@@ -46,7 +45,7 @@ pub fn unexplained(bans: &[Ban], block_log: &Path) -> Vec<Record> {
 
 fn recorded_sources(block_log: &Path) -> HashSet<Network> {
     // A log that is missing or unreadable explains nothing, which is what the records then say.
-    let Ok(mut file) = File::open(block_log) else { return HashSet::new() };
+    let Ok(mut file) = open_to_read(block_log) else { return HashSet::new() };
     let length = file.metadata().map_or(0, |metadata| metadata.len());
     if file.seek(SeekFrom::Start(length.saturating_sub(SEARCHED))).is_err() {
         return HashSet::new();

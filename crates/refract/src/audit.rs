@@ -184,6 +184,18 @@ impl BlockLog {
     }
 }
 
+/// Opens a block log to read what it says. A FIFO or a device says nothing, and is refused instead
+/// of waited for.
+pub fn open_to_read(path: &Path) -> io::Result<File> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"))
+    }
+}
+
 fn open(path: &Path) -> io::Result<File> {
     // A FIFO that nobody reads is refused instead of waited for; a file does not notice.
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();

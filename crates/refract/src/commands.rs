@@ -6,7 +6,6 @@
 
 use std::{
     fmt::Write as _,
-    fs::File,
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
     time::Duration,
@@ -18,7 +17,7 @@ use refract_kernel::{
     ban_sets::{Ban, BanSets, SetNames, Settings},
 };
 
-use crate::{error::Error, lock::NamespaceLock, privilege};
+use crate::{audit::open_to_read, error::Error, lock::NamespaceLock, privilege};
 
 /// `refract list`: every ban in the kernel with the time it has left, the shortest first.
 pub fn list(out: &mut impl Write) -> Result<(), Error> {
@@ -81,7 +80,7 @@ pub fn why(source: &str, block_log: &Path, out: &mut impl Write) -> Result<(), E
     let trouble = |error| Error::BlockLog { path: block_log.to_owned(), source: error };
     let wanted: Network =
         source.parse().map_err(|_| Error::NotASource { text: source.to_owned() })?;
-    let mut reader = BufReader::new(File::open(block_log).map_err(trouble)?);
+    let mut reader = BufReader::new(open_to_read(block_log).map_err(trouble)?);
     let mut line = Vec::new();
     let mut found = false;
     loop {

@@ -82,6 +82,7 @@ struct Daemon {
     ticks: u64,
     tail_checked: Instant,
     silence_said: bool,
+    oversized_said: bool,
     _lock: Option<NamespaceLock>,
 }
 
@@ -93,7 +94,8 @@ impl Daemon {
         let mut unread = true;
         loop {
             events.clear();
-            let wait = if unread {
+            // A full enforcer makes the log wait, where it costs nothing.
+            let wait = if unread && !self.enforcer.is_full() {
                 Duration::ZERO
             } else {
                 let now = Instant::now();
@@ -165,6 +167,9 @@ impl Daemon {
     fn read_log(&mut self) -> Progress {
         let mut progress = Progress::More;
         for _ in 0..CHUNKS_PER_TURN {
+            if self.enforcer.is_full() {
+                break;
+            }
             let read_at = Instant::now();
             let now = self.moment(read_at);
             let judge = &mut self.judge;
@@ -190,6 +195,11 @@ impl Daemon {
             self.tail_checked = now;
             self.tail.check(now);
             self.tell_tail();
+        }
+        let oversized = self.tail.counters().oversized;
+        if oversized > 0 && !self.oversized_said {
+            self.oversized_said = true;
+            warn!(oversized, "a line of the log was longer than 16 KiB and was skipped");
         }
         if self.ticks.is_multiple_of(HEALTH_TICKS) {
             for warning in self.health.look(&self.judge.counters, now) {
@@ -291,9 +301,13 @@ impl Daemon {
         }
         let block_log = &mut self.block_log;
         self.enforcer.settle_all(|record| write_down(&record, block_log));
-        let counters = &self.judge.counters;
+        let (counters, read) = (&self.judge.counters, self.tail.counters());
         info!(
             lines = counters.lines,
+            oversized = read.oversized,
+            rotations = read.rotations,
+            truncations = read.truncations,
+            overflows = read.overflows,
             sightings = counters.sightings,
             offenders = counters.offenders,
             users = self.judge.users(),
@@ -317,27 +331,35 @@ impl Daemon {
 fn write_down(record: &Record, block_log: &mut BlockLog) {
     say_block(block_log.append(record));
     let user = printable(&record.user);
-    let (source, latency_us) = (&record.source, record.latency.as_micros());
+    let inbound = printable(record.inbound.as_deref().unwrap_or(b"-"));
+    let peers = record.peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let incumbents = record.incumbents.join(",");
+    // One event for every outcome, so that the fields are the same in all of them.
+    macro_rules! say {
+        ($level:ident, $($message:tt)+) => {
+            $level!(
+                action = record.action.name(),
+                user,
+                source = record.source,
+                peers,
+                incumbents,
+                inbound,
+                places = record.places,
+                timeout_s = record.timeout.as_secs(),
+                killed = record.killed,
+                flows = record.flows,
+                latency_us = record.latency.as_micros(),
+                settled_us = record.settled.as_micros(),
+                evidence = record.evidence,
+                reason = record.reason,
+                $($message)+
+            )
+        };
+    }
     match &record.outcome {
-        Outcome::Done => info!(
-            action = record.action.name(),
-            user,
-            source,
-            killed = record.killed,
-            latency_us,
-            reason = record.reason,
-            "enforced"
-        ),
-        Outcome::DryRun => {
-            info!(action = record.action.name(), user, source, reason = record.reason, "dry run");
-        }
-        Outcome::Failed(sentence) => error!(
-            action = record.action.name(),
-            user,
-            source,
-            killed = record.killed,
-            "enforcement failed: {sentence}"
-        ),
+        Outcome::Done => say!(info, "enforced"),
+        Outcome::DryRun => say!(info, "dry run"),
+        Outcome::Failed(sentence) => say!(error, "enforcement failed: {sentence}"),
     }
 }
 

@@ -21,6 +21,7 @@ use refract_core::{
     BanBrake, Eviction, Exemptions, Measure, Moment, Offender, Permit, Restraint, Source, Transport,
 };
 use refract_kernel::{
+    Error as KernelError,
     ban::BanTarget,
     ban_sets::BanSets,
     sock_diag::{DestroySupport, SockDiag},
@@ -43,6 +44,8 @@ use crate::{
 const SLICE: usize = 64;
 /// Named connections looked up and destroyed in one turn, at about 10 µs each (measured).
 const NAMED_SLICE: usize = 32;
+/// Cases that may be unfinished before the log has to wait: what is not read yet stays in the file.
+const MOST_UNFINISHED: usize = 2048;
 /// Pause between the beginnings of two rounds. A dump takes a processor for most of a millisecond
 /// and more (measured), so a stream of offenders shares one every so often instead of holding up
 /// the next offender's ban.
@@ -94,6 +97,8 @@ pub struct Enforcer {
     round: Option<Round>,
     /// No round begins before.
     rested: Instant,
+    /// Sets were found missing and made again since somebody last asked.
+    made_again: bool,
 }
 
 impl Enforcer {
@@ -112,6 +117,7 @@ impl Enforcer {
             waiting: Vec::new(),
             round: None,
             rested: Instant::now(),
+            made_again: false,
         }
     }
 
@@ -151,6 +157,13 @@ impl Enforcer {
             Some(round) => round.due(now),
             None => (!self.waiting.is_empty()).then_some(self.rested),
         }
+    }
+
+    /// So much is unfinished that no more of the log is to be read.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let surveyed = self.round.as_ref().map_or(0, |round| round.cases.len());
+        self.named.len() + self.waiting.len() + surveyed >= MOST_UNFINISHED
     }
 
     /// Nothing is unfinished.
@@ -197,6 +210,11 @@ impl Enforcer {
             .filter_map(|result| result.err().map(|error| error.to_string()))
             .collect();
         (due.len() - troubles.len(), troubles)
+    }
+
+    /// Whether sets had to be made again since the last time this was asked: their rule is gone too.
+    pub fn made_sets_again(&mut self) -> bool {
+        mem::take(&mut self.made_again)
     }
 
     fn open_cases(
@@ -277,7 +295,17 @@ impl Enforcer {
         if bans.is_empty() {
             return;
         }
-        let mut results = arms.sets.ban(&bans).into_iter().zip(bans);
+        let mut results = arms.sets.ban(&bans);
+        let is_missing = |error: &KernelError| matches!(error, KernelError::SetMissing { .. });
+        if results.iter().any(|result| result.as_ref().is_err_and(is_missing))
+            && arms.sets.install().is_ok()
+        {
+            // Who else was banned first, then those who found the set gone.
+            self.made_again = true;
+            arms.sets.ban(&self.ledger.due(now));
+            results = arms.sets.ban(&bans);
+        }
+        let mut results = results.into_iter().zip(bans);
         for case in cases {
             for _ in 0..case.targets.len() {
                 match results.next() {

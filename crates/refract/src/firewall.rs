@@ -17,7 +17,7 @@ use refract_kernel::{
     ban_set::SetState,
     ban_sets::{BanSets, Installed, SetNames, Settings},
     ruleset_events::RulesetEvents,
-    xtables::{ProgramFailure, Protocol, State, Variant, Xtables},
+    xtables::{IpFamily, ProgramFailure, Protocol, State, Variant, Xtables},
 };
 use tracing::{error, info, warn};
 
@@ -147,8 +147,11 @@ impl Firewall {
                 Answer::Done { command: Command::Install, found } => {
                     self.trouble = None;
                     if !found.report.is_in_place() {
+                        let v6 =
+                            found.report.v6.map_or_else(|_| "none".into(), |v6| v6.to_string());
                         warn!(
                             found_v4 = %found.report.v4,
+                            found_v6 = v6,
                             "the rule was not in place; it is again at the top of INPUT"
                         );
                     }
@@ -201,6 +204,9 @@ impl Firewall {
     }
 
     fn judge(&mut self, found: Found) {
+        if found.report.is_in_place() {
+            self.trouble = None;
+        }
         let worst = [Some(found.report.v4), found.report.v6.ok()];
         let is = |state: State| worst.contains(&Some(state));
         if is(State::Missing) || is(State::Surplus) {
@@ -220,6 +226,10 @@ impl Firewall {
     }
 
     fn repair_sets(&mut self, enforcer: &mut Enforcer, now: Instant) {
+        if enforcer.made_sets_again() {
+            warn!("a set was gone; it was made again, with the bans that have time left");
+            self.keeper.request(Command::Install);
+        }
         let Some(arms) = enforcer.arms() else { return };
         match arms.sets.missing() {
             Ok(missing) if missing.is_empty() => return,
@@ -282,8 +292,13 @@ pub fn uninstall(iptables: Option<PathBuf>) -> Result<Vec<String>, Error> {
                 Err(KernelError::Program { source: ProgramFailure::NotFound, .. }) => continue,
                 Err(error) => return Err(error.into()),
             };
-            let found = xtables.remove()?;
-            if [Some(found.v4), found.v6.ok()].iter().flatten().any(|s| *s != State::Missing) {
+            let (v4, v6) = (config.plan()?.sets(IpFamily::V4), config.plan()?.sets(IpFamily::V6));
+            let mut rules = 0;
+            for set in [v4.sources, v4.flows, v6.sources, v6.flows] {
+                rules += xtables.references(set)?;
+            }
+            if rules > 0 {
+                xtables.remove()?;
                 said.push(format!("removed the rule from {}", xtables.path().display()));
             }
         }

@@ -76,6 +76,13 @@ impl Daemon {
             max_bans: flags.max_bans,
         };
 
+        // From here on a signal ends the start in good order, as soon as the loop begins.
+        let io = |operation, object: &str| {
+            let object = object.to_owned();
+            move |source: io::Error| Error::Io { operation, object, source }
+        };
+        let stop = on_signals(&[SIGTERM, SIGINT]).map_err(io("catch", "SIGTERM and SIGINT"))?;
+        let reload = on_signals(&[SIGHUP]).map_err(io("catch", "SIGHUP"))?;
         let (firewall, arms) = if flags.dry_run {
             (None, None)
         } else {
@@ -88,12 +95,6 @@ impl Daemon {
         let (block_log, news) = BlockLog::open(&flags.block_log, flags.block_format);
         say_block(news);
         let tail = Tail::open(&LogTarget::from(&flags.access_log), started)?;
-        let io = |operation, object: &str| {
-            let object = object.to_owned();
-            move |source: io::Error| Error::Io { operation, object, source }
-        };
-        let stop = on_signals(&[SIGTERM, SIGINT]).map_err(io("catch", "SIGTERM and SIGINT"))?;
-        let reload = on_signals(&[SIGHUP]).map_err(io("catch", "SIGHUP"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(io::Error::from)
             .map_err(io("open", "an epoll"))?;
@@ -114,6 +115,7 @@ impl Daemon {
             ticks: 0,
             tail_checked: started,
             silence_said: false,
+            oversized_said: false,
             _lock: lock,
         };
         daemon.watch().map_err(io::Error::from).map_err(io("watch", "what the loop waits for"))?;
@@ -189,7 +191,7 @@ impl Daemon {
             dport = %self.flags.dport,
             limit = self.flags.limit,
             window = ?self.flags.window,
-            timeout = ?self.flags.timeout,
+            timeout = ?self.flags.timeout.min(LONGEST_TIMEOUT),
             dry_run = self.flags.dry_run,
             "ready"
         );
