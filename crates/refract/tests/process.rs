@@ -246,6 +246,31 @@ fn a_flood_of_lines_drowns_no_violation_and_sigterm_is_heard_in_it() -> Result<(
     Ok(())
 }
 
+#[test]
+fn a_flood_of_offenders_waits_in_the_log_and_not_in_memory() -> Result<()> {
+    let scene = Scene::new()?;
+    let daemon = scene.start(&[])?;
+    let before = Spent::by(&daemon)?;
+    // Two hundred users, and a source of its own for nearly every line.
+    let lines: String = (0..300_000u32)
+        .map(|number| {
+            let [_, a, b, c] = number.to_be_bytes();
+            let peer = SocketAddr::from(([10, a, b, c], 40_000));
+            accepted_line(peer, &format!("shared-{}@example.com", number % 200))
+        })
+        .collect();
+    scene.log.write(lines.as_bytes())?;
+    // Line 400 is the third source of its user.
+    witness::wait_for_member(scene.lab.server(), SET, "10.0.1.144", true, BOUND)?;
+    let after = Spent::by(&daemon)?;
+    assert!(after.resident < before.resident + 64 * 1024, "{} KiB", after.resident);
+    daemon.signal(Signal::TERM)?;
+    assert!(daemon.wait(END_BOUND)?.success());
+    let after_end = daemon.messages();
+    assert!(after_end.contains("the rule and the bans stay in the kernel"), "{after_end}");
+    Ok(())
+}
+
 /// What a process has used so far, from `/proc`.
 struct Spent {
     /// Processor time, all threads, in ticks of 10 ms.
