@@ -133,7 +133,7 @@ pub struct Flags {
 
     /// Audit trail: one record for every enforcement
     #[arg(long = "block.log", env = "REFRACT_BLOCK_LOG", hide_env_values = true, value_name = "FILE",
-          default_value = "/var/log/xray/block.log", value_parser = path,
+          default_value = "/var/log/xray/block.log", value_parser = record_path,
           allow_hyphen_values = true)]
     pub block_log: PathBuf,
 
@@ -448,6 +448,13 @@ fn path(text: &str) -> Result<PathBuf, String> {
         Err("it takes the path of a file".to_owned())
     } else {
         Ok(text.into())
+    }
+}
+
+fn record_path(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "-" => Err("it takes the path of a file; the same facts are on stderr anyway".to_owned()),
+        _ => path(text),
     }
 }
 
