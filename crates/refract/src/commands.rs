@@ -12,17 +12,20 @@ use std::{
 };
 
 use refract_core::Network;
-use refract_kernel::{
-    ban::BanTarget,
-    ban_sets::{Ban, BanSets, SetNames, Settings},
-};
+use refract_kernel::{ban::BanTarget, ban_sets::Ban};
 
-use crate::{audit::open_to_read, error::Error, lock::NamespaceLock, privilege};
+use crate::{
+    audit::open_to_read,
+    error::Error,
+    firewall::{self, every_set},
+    lock::NamespaceLock,
+    privilege,
+};
 
 /// `refract list`: every ban in the kernel with the time it has left, the shortest first.
 pub fn list(out: &mut impl Write) -> Result<(), Error> {
     privilege::require_net_admin()?;
-    let mut bans = open_sets()?.list()?;
+    let mut bans = every_set()?.list()?;
     // One that lasts for ever is an operator's own, and comes last.
     bans.sort_by_key(|ban| ban.remaining.unwrap_or(Duration::MAX));
     let mut text = String::new();
@@ -40,7 +43,7 @@ pub fn list(out: &mut impl Write) -> Result<(), Error> {
 /// `refract unban`: lifts the named bans, or all.
 pub fn unban(sources: &[String], all: bool, out: &mut impl Write) -> Result<(), Error> {
     privilege::require_net_admin()?;
-    let mut sets = open_sets()?;
+    let mut sets = every_set()?;
     let wanted: Vec<Network> = sources
         .iter()
         .map(|text| text.parse().map_err(|_| Error::NotASource { text: text.clone() }))
@@ -130,13 +133,6 @@ fn end_of_quoted(text: &str) -> Option<usize> {
     None
 }
 
-/// Our sets, to look into and to take from; nothing is made.
-pub(crate) fn open_sets() -> Result<BanSets, Error> {
-    let names = SetNames::default();
-    let default_timeout = Duration::from_mins(1);
-    Ok(BanSets::open(Settings { names, flows: true, default_timeout })?)
-}
-
 /// The network that a ban covers; for a flow, its address.
 pub(crate) fn network_of(target: &BanTarget) -> Network {
     match target {
@@ -172,7 +168,7 @@ pub(crate) fn print(out: &mut impl Write, text: &str) -> Result<(), Error> {
 pub fn uninstall(iptables: Option<PathBuf>, out: &mut impl Write) -> Result<(), Error> {
     privilege::require_enforcing()?;
     let _lock = NamespaceLock::take()?;
-    for line in crate::firewall::uninstall(iptables)? {
+    for line in firewall::uninstall(iptables)? {
         print(out, &format!("{line}\n"))?;
     }
     Ok(())

@@ -48,7 +48,7 @@ const SILENCE: Duration = Duration::from_mins(10);
 
 /// What the loop waits for; the number is the epoll token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+enum Wake {
     Log = 0,
     Host = 1,
     Survey = 2,
@@ -112,14 +112,14 @@ impl Daemon {
                     });
                 }
             }
-            let woken = |source: Source| {
-                events.iter().any(|event: &epoll::Event| event.data.u64() == source as u64)
+            let woken = |wake: Wake| {
+                events.iter().any(|event: &epoll::Event| event.data.u64() == wake as u64)
             };
             // Before the log: a line may come from an address that this host was given just now.
-            if woken(Source::Host) {
+            if woken(Wake::Host) {
                 self.look_at_host();
             }
-            if woken(Source::Log) {
+            if woken(Wake::Log) {
                 self.tail.woken(Instant::now());
                 unread = true;
             }
@@ -133,24 +133,24 @@ impl Daemon {
                     }
                 }
             }
-            if woken(Source::Stop) {
+            if woken(Wake::Stop) {
                 return Ok(());
             }
             let now = Instant::now();
-            let surveyed = woken(Source::Survey);
+            let surveyed = woken(Wake::Survey);
             if surveyed || self.enforcer.due(now).is_some_and(|due| due <= now) {
                 let block_log = &mut self.block_log;
                 self.enforcer.advance(now, surveyed, |record| write_down(&record, block_log));
             }
             if let Some(firewall) = &mut self.firewall {
-                if woken(Source::Ruleset) {
+                if woken(Wake::Ruleset) {
                     firewall.ruleset_changed();
                 }
-                if woken(Source::Keeper) {
+                if woken(Wake::Keeper) {
                     firewall.keeper_answered();
                 }
             }
-            if woken(Source::Reload) {
+            if woken(Wake::Reload) {
                 drain(&self.reload);
                 say_block(self.block_log.reopen());
                 info!("opened the block log again");
@@ -219,7 +219,7 @@ impl Daemon {
         if let Some(firewall) = &mut self.firewall {
             let restarted = firewall.tick(&mut self.enforcer, now);
             if restarted && let Some(fd) = firewall.keeper_fd() {
-                let token = epoll::EventData::new_u64(Source::Keeper as u64);
+                let token = epoll::EventData::new_u64(Wake::Keeper as u64);
                 if let Err(errno) = epoll::add(&self.epoll, fd, token, epoll::EventFlags::IN) {
                     warn!("cannot watch the rule keeper: {errno}");
                 }

@@ -15,7 +15,7 @@ use refract_kernel::{
 
 use crate::{
     cli::Flags,
-    commands::{self, print},
+    commands::print,
     daemon::settle_host,
     error::Error,
     firewall, health,
@@ -98,7 +98,7 @@ fn sockets() -> Finding {
 }
 
 fn sets() -> Finding {
-    match commands::open_sets().and_then(|mut sets| Ok(sets.list()?)) {
+    match firewall::every_set().and_then(|mut sets| Ok(sets.list()?)) {
         Ok(bans) => Finding::Good(format!("sets: the kernel has ipset; {} bans", bans.len())),
         Err(error) => Finding::Bad(format!("sets: {error}")),
     }

@@ -23,7 +23,7 @@ use refract_core::{
 use refract_kernel::{
     Error as KernelError,
     ban::BanTarget,
-    ban_sets::BanSets,
+    ban_sets::{BanSets, Installed},
     sock_diag::{DestroySupport, SockDiag},
 };
 use tracing::{error, warn};
@@ -79,6 +79,17 @@ pub struct Arms {
     pub surveyor: Surveyor,
 }
 
+/// What became of sets that were gone.
+#[derive(Debug, Default)]
+pub struct Remade {
+    /// Each set, and what was done about it.
+    pub installed: Vec<Installed>,
+    /// Bans that are in force again.
+    pub restored: usize,
+    /// Why others are not.
+    pub troubles: Vec<String>,
+}
+
 /// Enforcement with its unfinished business.
 #[derive(Debug)]
 pub struct Enforcer {
@@ -98,7 +109,7 @@ pub struct Enforcer {
     /// No round begins before.
     rested: Instant,
     /// Sets were found missing and made again since somebody last asked.
-    made_again: bool,
+    remade: bool,
 }
 
 impl Enforcer {
@@ -117,7 +128,7 @@ impl Enforcer {
             waiting: Vec::new(),
             round: None,
             rested: Instant::now(),
-            made_again: false,
+            remade: false,
         }
     }
 
@@ -198,23 +209,21 @@ impl Enforcer {
         }
     }
 
-    /// Puts the bans that are still due back into sets that were made again. Gives how many were
-    /// put back, and what went wrong with the others.
-    pub fn restore(&mut self, now: Instant) -> (usize, Vec<String>) {
+    /// Makes sets that are gone again, and puts the bans back that are still due.
+    pub fn make_sets_again(&mut self, now: Instant) -> Result<Remade, Error> {
+        let Some(arms) = &mut self.arms else { return Ok(Remade::default()) };
+        // Where one set cannot be made, the others still get their bans back.
+        let installed = arms.sets.install();
         let due = self.ledger.due(now);
-        let Some(arms) = &mut self.arms else { return (0, Vec::new()) };
-        let troubles: Vec<String> = arms
-            .sets
-            .ban(&due)
-            .into_iter()
-            .filter_map(|result| result.err().map(|error| error.to_string()))
-            .collect();
-        (due.len() - troubles.len(), troubles)
+        let refused = arms.sets.ban(&due).into_iter().filter_map(Result::err);
+        let troubles: Vec<String> = refused.map(|error| error.to_string()).collect();
+        Ok(Remade { installed: installed?, restored: due.len() - troubles.len(), troubles })
     }
 
-    /// Whether sets had to be made again since the last time this was asked: their rule is gone too.
-    pub fn made_sets_again(&mut self) -> bool {
-        mem::take(&mut self.made_again)
+    /// Whether a ban found its set gone, so that sets were made again, since the last time this was
+    /// asked: their rule is gone too.
+    pub fn sets_were_remade(&mut self) -> bool {
+        mem::take(&mut self.remade)
     }
 
     fn open_cases(
@@ -298,11 +307,11 @@ impl Enforcer {
         let mut results = arms.sets.ban(&bans);
         let is_missing = |error: &KernelError| matches!(error, KernelError::SetMissing { .. });
         if results.iter().any(|result| result.as_ref().is_err_and(is_missing))
-            && arms.sets.install().is_ok()
+            // Why not, is said where the sets are looked after every second.
+            && self.make_sets_again(now).is_ok()
+            && let Some(arms) = &mut self.arms
         {
-            // Who else was banned first, then those who found the set gone.
-            self.made_again = true;
-            arms.sets.ban(&self.ledger.due(now));
+            self.remade = true;
             results = arms.sets.ban(&bans);
         }
         let mut results = results.into_iter().zip(bans);

@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     cli::Flags,
-    enforce::Enforcer,
+    enforce::{Enforcer, Remade},
     error::Error,
     rule_keeper::{Answer, Command, Found, RuleKeeper, RuleKeeperConfig, RuleSets},
 };
@@ -52,9 +52,11 @@ pub struct Firewall {
     trouble: Option<String>,
 }
 
-/// The sets as an operator sees them, without their bans' defaults mattering.
-pub fn open_sets(flags: &Flags) -> Result<BanSets, Error> {
-    Ok(BanSets::open(settings(SetNames::default(), flags))?)
+/// All of our sets, whatever flags the daemon runs with, to look into and to take from.
+pub(crate) fn every_set() -> Result<BanSets, Error> {
+    let default_timeout = Duration::from_mins(1);
+    let names = SetNames::default();
+    Ok(BanSets::open(Settings { names, flows: true, default_timeout })?)
 }
 
 /// What the rule keeper is to keep under these flags.
@@ -70,8 +72,8 @@ pub fn keeper_config(flags: &Flags) -> RuleKeeperConfig {
 }
 
 impl Firewall {
-    /// Makes the sets and the rule, and starts the keeper. Everything that can be refused is asked
-    /// before anything is made.
+    /// Makes the sets and the rule, and starts the keeper. What can be asked before anything is made
+    /// is asked first; where a later step is refused, what was made is taken back.
     pub fn start(flags: &Flags) -> Result<(Self, BanSets), Error> {
         let config = keeper_config(flags);
         let xtables = Xtables::find(config.iptables.as_deref(), config.plan()?)?;
@@ -79,7 +81,7 @@ impl Firewall {
         if let Err(absence) = before.v6 {
             warn!("{absence}: IPv6 offenders are disconnected but not banned");
         }
-        let mut sets = open_sets(flags)?;
+        let mut sets = BanSets::open(settings(SetNames::default(), flags))?;
         let ruleset = RulesetEvents::subscribe()?;
         let mut keeper = RuleKeeper::start(&config)?;
 
@@ -226,7 +228,7 @@ impl Firewall {
     }
 
     fn repair_sets(&mut self, enforcer: &mut Enforcer, now: Instant) {
-        if enforcer.made_sets_again() {
+        if enforcer.sets_were_remade() {
             warn!("a set was gone; it was made again, with the bans that have time left");
             self.keeper.request(Command::Install);
         }
@@ -236,8 +238,8 @@ impl Firewall {
             Ok(missing) => warn!(sets = missing.join(","), "sets are gone or were replaced"),
             Err(error) => return self.complain(error.to_string()),
         }
-        match arms.sets.install() {
-            Ok(installed) => {
+        match enforcer.make_sets_again(now) {
+            Ok(Remade { installed, restored, troubles }) => {
                 let in_use = installed.iter().find_map(|set| match &set.state {
                     SetState::InUse { type_name, .. } => Some((&set.set, type_name)),
                     _ => None,
@@ -248,13 +250,12 @@ impl Firewall {
                          banned in it until that rule is gone"
                     ));
                 }
+                warn!(bans = restored, "made the sets again, with the bans that have time left");
+                for trouble in troubles {
+                    self.complain(trouble);
+                }
             }
             Err(error) => self.complain(error.to_string()),
-        }
-        let (restored, troubles) = enforcer.restore(now);
-        warn!(bans = restored, "made the sets again, with the bans that have time left");
-        for trouble in troubles {
-            self.complain(trouble);
         }
         // A set can only vanish when its rule is gone.
         self.keeper.request(Command::Install);
@@ -303,12 +304,7 @@ pub fn uninstall(iptables: Option<PathBuf>) -> Result<Vec<String>, Error> {
             }
         }
     }
-    let settings = Settings {
-        names: SetNames::default(),
-        flows: true,
-        default_timeout: Duration::from_mins(1),
-    };
-    let sets = BanSets::open(settings)?.uninstall()?;
+    let sets = every_set()?.uninstall()?;
     said.extend(sets.into_iter().map(|set| format!("destroyed the set {set}")));
     if said.is_empty() {
         said.push("there is nothing of refract's in this network namespace".to_owned());
