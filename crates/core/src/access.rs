@@ -77,6 +77,37 @@ pub fn parse(line: &[u8]) -> Result<Sighting<'_>, Rejection> {
     Err(Rejection::Foreign)
 }
 
+/// The peer that a line which [`parse`] called [`Rejection::Refused`] names: whoever was there was
+/// not let in, so nothing else that names that connection proves anybody.
+#[must_use]
+pub fn refused_peer(line: &[u8]) -> Option<Peer> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let rest = after_timestamp(line)?;
+    let (source, rest) = split_source(rest.strip_prefix(b"from ").unwrap_or(rest))?;
+    if !rest.starts_with(b"rejected ") {
+        return None;
+    }
+    match Origin::read(source).ok()? {
+        Origin::Peer { peer, .. } if peer.port != 0 => Some(peer),
+        _ => None,
+    }
+}
+
+/// What a line that [`parse`] called [`Rejection::PortZero`] says all the same: its user chose, or
+/// let somebody choose, a header that hides where he is.
+#[must_use]
+pub fn hidden_sighting(line: &[u8]) -> Option<Sighting<'_>> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let rest = after_timestamp(line)?;
+    let (source, rest) = split_source(rest.strip_prefix(b"from ").unwrap_or(rest))?;
+    let Origin::Peer { peer, transport, .. } = Origin::read(source).ok()? else { return None };
+    let (to, rest) = split_destination(rest.strip_prefix(b"accepted ")?);
+    check_destination(to).ok()?;
+    let (detour, rest) = split_detour(rest).ok()?;
+    let user = rest.strip_prefix(b" email: ").filter(|user| user.len() <= USER_LIMIT)?;
+    (peer.port == 0).then_some(Sighting { user, peer, transport, inbound: detour.inbound })
+}
+
 /// What stands in front of `accepted` and `rejected`.
 #[derive(Clone, Copy)]
 enum Origin {

@@ -18,10 +18,17 @@ use crate::moment::Moment;
 
 /// How many entries are compared before one is evicted.
 const VICTIM_CANDIDATES: usize = 16;
+/// How many entries a caller who sweeps a few times a second looks at each time.
+pub(crate) const SWEPT_PER_TICK: usize = 64;
 
 /// A value that knows when it was last heard of.
 pub(crate) trait Heard {
     fn last_heard(&self) -> Moment;
+
+    /// Whether it may not make room for another.
+    fn is_pinned(&self) -> bool {
+        false
+    }
 }
 
 /// At most `capacity` values.
@@ -123,16 +130,35 @@ impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
         make: impl FnOnce() -> V,
     ) -> (&mut V, Option<V>) {
         let hash = self.hash_of(&key);
-        let (place, evicted) = if let Some(place) = self.place_of(hash, &key) {
-            (place, None)
-        } else {
-            let evicted = self.make_room();
-            self.push(Entry { hash, key, value: make() });
-            (self.entries.len() - 1, evicted)
-        };
-        #[expect(clippy::indexing_slicing, reason = "the place was found or made this moment")]
-        let entry = &mut self.entries[place];
-        (&mut entry.value, evicted)
+        if let Some(place) = self.place_of(hash, &key) {
+            return (self.value_at(place), None);
+        }
+        let victim = self.victim();
+        self.insert(Entry { hash, key, value: make() }, victim)
+    }
+
+    /// As [`get_or_insert`](Self::get_or_insert), for a map in which some may not make room: `None`
+    /// when none of those looked at may.
+    pub(crate) fn get_or_insert_unless_full(
+        &mut self,
+        key: K,
+        make: impl FnOnce() -> V,
+    ) -> Option<(&mut V, Option<V>)> {
+        let hash = self.hash_of(&key);
+        if let Some(place) = self.place_of(hash, &key) {
+            return Some((self.value_at(place), None));
+        }
+        let victim = self.victim();
+        if victim.and_then(|place| self.at(place)).is_some_and(Heard::is_pinned) {
+            self.move_hand();
+            return None;
+        }
+        Some(self.insert(Entry { hash, key, value: make() }, victim))
+    }
+
+    /// The keys and values at the next `count` places from `start` on.
+    pub(crate) fn slice(&self, start: usize, count: usize) -> impl Iterator<Item = (&K, &V)> {
+        self.entries.iter().skip(start).take(count).map(|entry| (&entry.key, &entry.value))
     }
 
     /// Looks at the next `count` values, drops those that `keep` does not want, and says how many
@@ -162,6 +188,21 @@ impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
         self.slots.find(hash, is_it).map(|slot| slot.place as usize)
     }
 
+    /// Takes a new entry in, for which `victim` makes room.
+    fn insert(&mut self, entry: Entry<K, V>, victim: Option<usize>) -> (&mut V, Option<V>) {
+        let evicted = victim.and_then(|victim| {
+            self.move_hand();
+            self.remove(victim)
+        });
+        self.push(entry);
+        (self.value_at(self.entries.len() - 1), evicted)
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "the place was found or made this moment")]
+    fn value_at(&mut self, place: usize) -> &mut V {
+        &mut self.entries[place].value
+    }
+
     fn push(&mut self, entry: Entry<K, V>) {
         // The capacity, which is never exceeded, fits.
         let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
@@ -186,17 +227,26 @@ impl<K: Hash + Eq, V: Heard> Bounded<K, V> {
         Some(self.entries.swap_remove(place).value)
     }
 
-    fn make_room(&mut self) -> Option<V> {
+    /// The hand goes on behind those that were looked at.
+    fn move_hand(&mut self) {
+        self.hand = (self.hand + VICTIM_CANDIDATES) % self.entries.len().max(1);
+    }
+
+    /// Who makes room where there is none: the longest silent of sixteen, and of those that may, if
+    /// any may.
+    fn victim(&self) -> Option<usize> {
         let length = self.entries.len();
         if length < self.capacity {
             return None;
         }
-        let (_, victim) = (0..VICTIM_CANDIDATES.min(length))
+        let (_, _, victim) = (0..VICTIM_CANDIDATES.min(length))
             .map(|step| (self.hand + step) % length)
-            .filter_map(|index| Some((self.entries.get(index)?.value.last_heard(), index)))
+            .filter_map(|index| {
+                let value = &self.entries.get(index)?.value;
+                Some((value.is_pinned(), value.last_heard(), index))
+            })
             .min()?;
-        self.hand = (self.hand + VICTIM_CANDIDATES) % length;
-        self.remove(victim)
+        Some(victim)
     }
 }
 
@@ -249,6 +299,31 @@ mod tests {
             assert!(map.get_or_insert(key, || At(key)).1.is_some());
             assert_eq!(map.len(), 50);
         }
+    }
+
+    #[derive(Debug, PartialEq)]
+    struct Pinned(bool);
+
+    impl Heard for Pinned {
+        fn last_heard(&self) -> Moment {
+            Moment::default()
+        }
+
+        fn is_pinned(&self) -> bool {
+            self.0
+        }
+    }
+
+    #[test]
+    fn who_is_pinned_makes_room_for_nobody() {
+        let mut map = Bounded::new(2);
+        map.get_or_insert(1, || Pinned(true));
+        map.get_or_insert(2, || Pinned(false));
+        let made = map.get_or_insert_unless_full(3, || Pinned(true));
+        assert_eq!(made.unwrap().1, Some(Pinned(false)));
+        assert_eq!(map.get_or_insert_unless_full(4, || Pinned(true)), None);
+        assert!(map.get_or_insert_unless_full(3, || Pinned(true)).is_some(), "it is there");
+        assert_eq!(map.slice(0, 9).map(|(key, _)| *key).collect::<Vec<_>>(), [1, 3]);
     }
 
     #[test]

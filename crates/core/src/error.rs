@@ -48,4 +48,39 @@ pub enum Error {
         /// What it takes, in words.
         range: String,
     },
+    /// A user, a pattern or a group is in two rules.
+    #[error("{name:?} is named twice, in {first} and in {second}: keep one")]
+    NamedTwice {
+        /// The name as written the second time.
+        name: String,
+        /// The list or group that names it first.
+        first: String,
+        /// The list or group that names it again.
+        second: String,
+    },
+    /// A pattern stands where only one user can.
+    #[error(
+        "{name:?} is a pattern, where a user's full name is needed: write * and ? in limits or \
+         ignore"
+    )]
+    NotAName {
+        /// What was written.
+        name: String,
+    },
+    /// A name is empty, or longer than any in the log.
+    #[error("{name:?} is no name: it takes 1 to {limit} bytes")]
+    NameLength {
+        /// What was written.
+        name: String,
+        /// The most, bytes.
+        limit: usize,
+    },
+    /// More of something than there is room for.
+    #[error("there are too many {what}: at most {limit}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The most.
+        limit: usize,
+    },
 }

@@ -89,6 +89,12 @@ impl Exemptions {
         exemptions
     }
 
+    /// Replaces the operator's allow list.
+    pub fn set_allowed(&mut self, allowed: Vec<Network>) {
+        self.allowed = allowed;
+        self.index();
+    }
+
     /// Replaces what is known of this host: its addresses (or, if they are to be spared, the
     /// networks that it is in), and its gateways.
     pub fn set_host(&mut self, addresses: Vec<Network>, gateways: Vec<IpAddr>) {

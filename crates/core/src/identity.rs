@@ -85,6 +85,12 @@ pub(crate) fn folded<'a>(name: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
     scratch
 }
 
+/// The bytes that stand for the user of this name; how [`Accounts`](crate::Accounts) are asked.
+#[must_use]
+pub fn folded_name(name: &[u8]) -> Vec<u8> {
+    folded(name, &mut Vec::new()).to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use std::hash::BuildHasher;

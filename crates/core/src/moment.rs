@@ -32,6 +32,13 @@ impl Moment {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// The moment `duration` earlier, or the start of the clock.
+    #[must_use]
+    pub fn saturating_sub(self, duration: Duration) -> Self {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(nanos))
+    }
+
     /// The moment `duration` later, or the last one there is.
     #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {

@@ -1,9 +1,10 @@
 //! Who else is at a source: the table that keeps a ban from hitting a neighbour.
 //!
 //! Takes "this user was seen at this source"; answers whether anybody else was within the time
-//! that it remembers. It is asked before each ban and told when a source of a user is new or was
-//! not told for a while, so a live session's lines do not touch it. It knows users by a hash of
-//! their name only.
+//! that it remembers, and how many are known to be there. It is asked before each measure. It is
+//! told of every connection that the kernel confirmed; where the log's word has to do, when a source
+//! of a user is new or was not told for a while, so that a live session's lines do not touch it. It
+//! knows users by a hash of their name only.
 //!
 //! Whoever can write lines into the log (any user, by a newline in a domain name) can make a source
 //! look shared, which makes the measure against it milder. Nobody can make a shared source look
@@ -14,9 +15,13 @@ use std::time::Duration;
 
 use crate::{
     bounded::{Bounded, Heard},
+    few::Few,
     moment::Moment,
     network::Source,
 };
+
+/// Sources known for their neighbours, per user: a phone has two or three addresses a day.
+pub(crate) const NEIGHBOURS_PER_USER: usize = 2;
 
 /// What the table knows of the company at a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,21 +34,24 @@ pub(crate) enum Company {
     Unknown,
 }
 
-/// Sources and the two users last seen at each.
+/// Sources and the users last seen at each.
 #[derive(Debug)]
 pub(crate) struct Neighbours {
     sources: Bounded<Source, Residents>,
     remembered_for: Duration,
+    /// How many users are kept for a source, at least two: whichever user is asked about, one of
+    /// two is another, if there is one. The longest silent one makes room.
+    kept: usize,
     /// Until when a source that is met for the first time may in truth have been forgotten.
     forgetful_until: Moment,
     evicted: u64,
 }
 
-/// Two are enough: whichever user is asked about, one of them is another, if there is one.
 #[derive(Debug)]
 struct Residents {
     latest: Resident,
-    other: Option<Resident>,
+    /// Those who were the latest before, the one just before last.
+    others: Few<Resident>,
     unknown_until: Moment,
 }
 
@@ -53,6 +61,12 @@ struct Resident {
     seen: Moment,
 }
 
+impl Residents {
+    fn all(&self) -> impl Iterator<Item = &Resident> {
+        std::iter::once(&self.latest).chain(self.others.iter())
+    }
+}
+
 impl Heard for Residents {
     fn last_heard(&self) -> Moment {
         self.latest.seen
@@ -60,8 +74,9 @@ impl Heard for Residents {
 }
 
 impl Neighbours {
-    pub(crate) fn new(capacity: usize, remembered_for: Duration) -> Self {
+    pub(crate) fn new(capacity: usize, remembered_for: Duration, kept: usize) -> Self {
         Self {
+            kept: kept.max(2),
             sources: Bounded::new(capacity),
             remembered_for,
             forgetful_until: Moment::default(),
@@ -80,11 +95,18 @@ impl Neighbours {
         let mut unknown_until = self.forgetful_until;
         let (residents, evicted) = self.sources.get_or_insert(source, || Residents {
             latest: resident,
-            other: None,
+            others: Few::new(),
             unknown_until,
         });
         if residents.latest.user != user {
-            residents.other = Some(residents.latest);
+            let before = residents.latest;
+            residents.others.retain(|other| other.user != user);
+            if residents.others.len() + 1 >= self.kept {
+                let silent = residents.others.iter().min_by_key(|other| other.seen);
+                let silent = silent.map(|other| other.user);
+                residents.others.retain(|other| Some(other.user) != silent);
+            }
+            residents.others.push(before);
         }
         residents.latest = resident;
         if let Some(evicted) = evicted
@@ -103,9 +125,8 @@ impl Neighbours {
         let Some(residents) = self.sources.get(&source) else {
             return if now < self.forgetful_until { Company::Unknown } else { Company::Alone };
         };
-        let shared = [Some(residents.latest), residents.other]
-            .into_iter()
-            .flatten()
+        let shared = residents
+            .all()
             .any(|resident| resident.user != user && self.remembers(resident.seen, now));
         if shared {
             Company::Shared
@@ -114,6 +135,30 @@ impl Neighbours {
         } else {
             Company::Alone
         }
+    }
+
+    /// How many users are kept for a source.
+    pub(crate) const fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// How many users are known to be at `source`; no more are counted than are kept.
+    pub(crate) fn count(&self, source: Source, now: Moment) -> usize {
+        self.sources.get(&source).map_or(0, |residents| {
+            residents.all().filter(|resident| self.remembers(resident.seen, now)).count()
+        })
+    }
+
+    /// The sources at which at least `least` users are known to be, with how many.
+    pub(crate) fn crowds(
+        &self,
+        least: usize,
+        now: Moment,
+    ) -> impl Iterator<Item = (Source, usize)> + '_ {
+        self.sources
+            .slice(0, usize::MAX)
+            .map(move |(source, _)| (*source, self.count(*source, now)))
+            .filter(move |(_, users)| *users >= least)
     }
 
     /// Drops what is too old among the next `count` sources.
@@ -144,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_user_is_no_neighbour_of_himself() {
-        let mut neighbours = Neighbours::new(8, DAY);
+        let mut neighbours = Neighbours::new(8, DAY, 2);
         assert_eq!(neighbours.company(source(1), 1, at(0)), Company::Alone);
         neighbours.note(source(1), 1, at(0));
         neighbours.note(source(1), 1, at(1));
@@ -154,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_neighbour_is_remembered_for_a_day() {
-        let mut neighbours = Neighbours::new(8, DAY);
+        let mut neighbours = Neighbours::new(8, DAY, 2);
         neighbours.note(source(1), 1, at(0));
         neighbours.note(source(1), 2, at(10));
         assert_eq!(neighbours.company(source(1), 2, at(23)), Company::Shared);
@@ -165,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_third_user_does_not_hide_the_second() {
-        let mut neighbours = Neighbours::new(8, DAY);
+        let mut neighbours = Neighbours::new(8, DAY, 2);
         for user in [1, 2, 3, 3, 3] {
             neighbours.note(source(1), user, at(0));
         }
@@ -175,8 +220,19 @@ mod tests {
     }
 
     #[test]
+    fn so_many_users_are_counted_as_are_kept() {
+        let mut neighbours = Neighbours::new(8, DAY, 4);
+        for (hour, user) in [1, 2, 3, 3, 4, 5, 2].into_iter().enumerate() {
+            neighbours.note(source(1), user, at(u64::try_from(hour).unwrap()));
+        }
+        assert_eq!(neighbours.count(source(1), at(6)), 4);
+        assert_eq!(neighbours.count(source(1), at(27)), 3, "the third was seen a day ago");
+        assert_eq!(neighbours.count(source(2), at(6)), 0);
+    }
+
+    #[test]
     fn a_table_that_ran_over_vouches_for_no_new_source() {
-        let mut neighbours = Neighbours::new(4, DAY);
+        let mut neighbours = Neighbours::new(4, DAY, 2);
         for last in 0..4 {
             neighbours.note(source(last), 1, at(u64::from(last)));
         }
@@ -191,7 +247,7 @@ mod tests {
 
     #[test]
     fn sweeping_drops_what_is_a_day_old_and_nothing_else() {
-        let mut neighbours = Neighbours::new(8, DAY);
+        let mut neighbours = Neighbours::new(8, DAY, 2);
         for last in 0..6 {
             neighbours.note(source(last), 1, at(u64::from(last)));
         }

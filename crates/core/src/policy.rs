@@ -14,7 +14,7 @@ pub const PLACES_LIMIT: usize = 256;
 pub const USERS_LIMIT: usize = 1 << 26;
 /// Sources remembered per user beyond those that can be live at once, so that the ones he was at
 /// earlier in the day are known again.
-const SOURCES_BEYOND_PLACES: usize = 32;
+const SOURCES_BEYOND_PLACES: usize = 64;
 
 /// Who stays when a user is at more sources than he has places.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -24,6 +24,18 @@ pub enum Keep {
     First,
     /// Whoever came last; the most senior are the offenders.
     Last,
+}
+
+/// What is done to an offender.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Ban his source where nobody else is, else reset his own connections only.
+    #[default]
+    Auto,
+    /// Ban his source, unless it is a proxy.
+    Ban,
+    /// Reset his own connections, and again on sight.
+    Kill,
 }
 
 /// A policy as it is asked for.
@@ -41,6 +53,15 @@ pub struct Terms {
     pub ipv6_prefix: u8,
     /// How long a ban lasts.
     pub timeout: Duration,
+    /// What is done to an offender.
+    pub action: Action,
+    /// Whether a source that only finishes is asked; else it is taken for a device.
+    pub asking: bool,
+    /// A source with so many users is a proxy of its own, 2 to 10,000.
+    pub shared_source_users: usize,
+    /// A user at so many sources in one window, half of them others' too, is behind a CDN, 2 to
+    /// 1,000.
+    pub cdn_sources: usize,
     /// Whether a peer that was logged with `udp:`, which proves no address, may be banned.
     pub udp_ban: bool,
     /// How many users are remembered at once, 1 to [`USERS_LIMIT`].
@@ -58,6 +79,10 @@ impl Default for Terms {
             ipv4_prefix: 32,
             ipv6_prefix: 64,
             timeout: Duration::from_mins(1),
+            action: Action::Auto,
+            asking: true,
+            shared_source_users: 8,
+            cdn_sources: 32,
             udp_ban: false,
             users: 262_144,
             forget_after: Duration::from_hours(24),
@@ -76,6 +101,8 @@ impl Policy {
         within("ipv4-prefix", terms.ipv4_prefix, 1..=32)?;
         within("ipv6-prefix", terms.ipv6_prefix, 1..=128)?;
         within("users", terms.users, 1..=USERS_LIMIT)?;
+        within("shared-source-users", terms.shared_source_users, 2..=10_000)?;
+        within("cdn-sources", terms.cdn_sources, 2..=1_000)?;
         positive("window", terms.window)?;
         positive("timeout", terms.timeout)?;
         if terms.forget_after < terms.window.max(terms.timeout) {
@@ -115,6 +142,36 @@ impl Policy {
         self.0.timeout
     }
 
+    /// What is done to an offender.
+    #[must_use]
+    pub const fn action(&self) -> Action {
+        self.0.action
+    }
+
+    /// Whether a source that only finishes is asked.
+    #[must_use]
+    pub const fn asking(&self) -> bool {
+        self.0.asking
+    }
+
+    /// How many users at a source make it a proxy.
+    #[must_use]
+    pub const fn shared_source_users(&self) -> usize {
+        self.0.shared_source_users
+    }
+
+    /// How many sources of one user in one window may mean a CDN.
+    #[must_use]
+    pub const fn cdn_sources(&self) -> usize {
+        self.0.cdn_sources
+    }
+
+    /// The same policy with another number of places, which is cut to [`PLACES_LIMIT`].
+    #[must_use]
+    pub fn with_places(self, places: usize) -> Self {
+        Self(Terms { places: places.clamp(1, PLACES_LIMIT), ..self.0 })
+    }
+
     /// Whether a peer that was logged with `udp:` may be banned.
     #[must_use]
     pub const fn udp_ban(&self) -> bool {
@@ -137,7 +194,12 @@ impl Policy {
     /// address families together, and some more.
     #[must_use]
     pub const fn sources_per_user(&self) -> usize {
-        2 * self.0.places + SOURCES_BEYOND_PLACES
+        let beyond = if self.0.cdn_sources > SOURCES_BEYOND_PLACES {
+            self.0.cdn_sources
+        } else {
+            SOURCES_BEYOND_PLACES
+        };
+        2 * self.0.places + beyond
     }
 
     /// The source of a peer at `address`.
@@ -147,7 +209,7 @@ impl Policy {
     }
 }
 
-fn within<T: Copy + PartialOrd + Display>(
+pub(crate) fn within<T: Copy + PartialOrd + Display>(
     setting: &'static str,
     value: T,
     range: RangeInclusive<T>,

@@ -18,24 +18,20 @@
 //! the longest silent that holds no place (the sources of one user). A line of a live session
 //! evicts nothing and allocates nothing.
 
-use std::{hint::black_box, mem};
+use std::{hint::black_box, mem, sync::Arc};
 
 use crate::{
-    bounded::{Bounded, Heard},
+    accounts::{AccountTerms, Accounts, Places},
+    bounded::{Bounded, Heard, SWEPT_PER_TICK},
     identity::{self, Identity},
     moment::Moment,
-    neighbours::{Company, Neighbours},
-    policy::Policy,
+    neighbours::{Company, NEIGHBOURS_PER_USER, Neighbours},
+    policy::{Action, Policy},
     sessions::{Arrival, Renewal, Ruling, Session, Sessions, note_interval},
     sighting::{Sighting, Transport},
     tags::Tags,
     verdict::{Eviction, Evidence, Measure, Offender, Restraint, Verdict},
 };
-
-/// How many users, and how many sources, one [`Roster::tick`] looks at.
-const SWEPT_PER_TICK: usize = 64;
-/// Sources known for their neighbours, per user: a phone has two or three addresses a day.
-const NEIGHBOURS_PER_USER: usize = 2;
 
 /// What the roster had to let go since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +49,7 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Roster {
     policy: Policy,
+    accounts: Arc<Accounts>,
     users: Bounded<Identity, Sessions>,
     neighbours: Neighbours,
     tags: Tags,
@@ -68,20 +65,35 @@ impl Heard for Sessions {
 }
 
 impl Roster {
-    /// An empty roster under `policy`.
+    /// An empty roster under `policy`, which says how many places everybody has.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
+        let default = Places::Limited(policy.places());
+        let accounts = AccountTerms { default, ..AccountTerms::default() };
+        // What a policy takes for a number of places, accounts take too.
+        Self::with_accounts(policy, Arc::new(Accounts::new(accounts).unwrap_or_default()))
+    }
+
+    /// An empty roster under `policy`, where `accounts` say how many places each user has.
+    #[must_use]
+    pub fn with_accounts(policy: Policy, accounts: Arc<Accounts>) -> Self {
         // A neighbour was last told of up to one interval before he was last heard.
         let remembered_for = policy.forget_after() + note_interval(&policy);
         let capacity = policy.users().saturating_mul(NEIGHBOURS_PER_USER);
         Self {
             policy,
+            accounts,
             users: Bounded::new(policy.users()),
-            neighbours: Neighbours::new(capacity, remembered_for),
+            neighbours: Neighbours::new(capacity, remembered_for, kept_neighbours(&policy)),
             tags: Tags::default(),
             counters: Counters::default(),
             scratch: Vec::new(),
         }
+    }
+
+    /// Lives by other rules from now on; who is where is kept.
+    pub fn set_rules(&mut self, policy: Policy, accounts: Arc<Accounts>) {
+        (self.policy, self.accounts) = (policy, accounts);
     }
 
     /// Takes one sighting, read at `now`, and says what follows from it.
@@ -98,12 +110,31 @@ impl Roster {
         now: Moment,
     ) -> Verdict {
         // A name that is a key as it is needs no folding.
-        if place.is_some_and(|place| self.users.is_at::<[u8]>(place, sighting.user)) {
-            return self.decide(place, sighting.user, sighting, evidence, now);
+        if self.accounts.is_plain()
+            && let Places::Limited(places) = self.accounts.default_places()
+            && place.is_some_and(|place| self.users.is_at::<[u8]>(place, sighting.user))
+        {
+            return self.decide(place, sighting.user, places, sighting, evidence, now);
         }
         let mut scratch = mem::take(&mut self.scratch);
         let user = identity::folded(sighting.user, &mut scratch);
-        let verdict = self.decide(None, user, sighting, evidence, now);
+        let accounts = Arc::clone(&self.accounts);
+        let account = accounts.of(user);
+        let verdict = match account.places {
+            Places::Ignored => Verdict::Admit,
+            Places::Unlimited => {
+                // He is a neighbour all the same.
+                let source = self.policy.source(sighting.peer.address);
+                let hash = self.users.hash_of::<[u8]>(account.identity);
+                self.neighbours.note(source, hash, now);
+                Verdict::Admit
+            }
+            Places::Limited(places) => {
+                // He was looked for by his name as it was written, which may not be what counts.
+                let place = place.filter(|place| self.users.is_at(*place, account.identity));
+                self.decide(place, account.identity, places, sighting, evidence, now)
+            }
+        };
         self.scratch = scratch;
         verdict
     }
@@ -146,16 +177,11 @@ impl Roster {
         Counters { evicted_neighbours: self.neighbours.evicted(), ..self.counters }
     }
 
-    /// The policy it was made with.
-    #[must_use]
-    pub const fn policy(&self) -> &Policy {
-        &self.policy
-    }
-
     fn decide(
         &mut self,
         place: Option<usize>,
         user: &[u8],
+        places: usize,
         sighting: &Sighting<'_>,
         evidence: Evidence,
         now: Moment,
@@ -178,14 +204,15 @@ impl Roster {
             }
         }
 
+        let policy = self.policy.with_places(places);
         let user_hash = self.users.hash_of::<[u8]>(user);
         self.neighbours.note(source, user_hash, now);
         let tag = self.tags.keep(sighting.inbound);
         let (sessions, evicted) = self.users.get_or_insert(user.into(), Sessions::new);
         self.counters.evicted_users += u64::from(evicted.is_some());
-        let ruling = sessions.judge(arrival, tag, &self.policy, now);
+        let ruling = sessions.judge(arrival, tag, &policy, now);
         let Ruling::Evict { ground, offenders } = ruling else { return Verdict::Admit };
-        let incumbents = sessions.incumbents(&self.policy, now);
+        let incumbents = sessions.incumbents(&policy, now);
         Verdict::Evict(Eviction {
             user: sighting.user.into(),
             ground,
@@ -194,8 +221,9 @@ impl Roster {
                 .map(|offender| self.offender(offender, user_hash, now))
                 .collect(),
             incumbents,
-            places: self.policy.places(),
+            places: policy.places(),
             evidence,
+            proof: None,
         })
     }
 
@@ -205,6 +233,7 @@ impl Roster {
             peer: session.peer,
             transport: session.transport,
             inbound: self.tags.name(session.tag).map(Box::from),
+            links: Vec::new(),
             measure: self.measure(session, user_hash, now),
         }
     }
@@ -214,10 +243,24 @@ impl Roster {
         if session.transport == Transport::Udp && !self.policy.udp_ban() {
             return Measure::Kill(Restraint::UnprovenAddress);
         }
-        match self.neighbours.company(source, user_hash, now) {
-            Company::Alone => Measure::Ban,
-            Company::Shared => Measure::Kill(Restraint::SharedSource),
-            Company::Unknown => Measure::Kill(Restraint::UnknownNeighbours),
+        let crowd = self.policy.shared_source_users().min(self.neighbours.kept());
+        match (self.policy.action(), self.neighbours.company(source, user_hash, now)) {
+            (Action::Ban, _) if self.neighbours.count(source, now) >= crowd => {
+                Measure::Kill(Restraint::Proxy)
+            }
+            (Action::Ban, _) | (Action::Auto, Company::Alone) => Measure::Ban,
+            (_, Company::Shared) => Measure::Kill(Restraint::SharedSource),
+            (_, Company::Unknown) => Measure::Kill(Restraint::UnknownNeighbours),
+            (Action::Kill, Company::Alone) => Measure::Kill(Restraint::ByOrder),
         }
+    }
+}
+
+/// How many users are kept for a source. That there are two is enough, unless it is banned all the
+/// same; whoever changes to that in a running process has it like this until the next start.
+fn kept_neighbours(policy: &Policy) -> usize {
+    match policy.action() {
+        Action::Ban => policy.shared_source_users(),
+        Action::Auto | Action::Kill => 2,
     }
 }

@@ -77,11 +77,11 @@ pub(crate) struct Session {
     banned_until: Moment,
 }
 
-/// A violation whose ban lasts.
+/// A violation whose consequences last.
 #[derive(Clone, Copy, Debug)]
-struct Offence {
-    at: Moment,
-    until: Moment,
+pub(crate) struct Offence {
+    pub(crate) at: Moment,
+    pub(crate) until: Moment,
 }
 
 /// The last violation by an offender of each family.

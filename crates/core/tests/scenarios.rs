@@ -8,8 +8,8 @@
 use std::{fs, net::SocketAddr, time::Duration};
 
 use refract_core::{
-    Eviction, Evidence, Exemptions, Keep, Measure, Moment, Network, Peer, Policy, Roster, Sighting,
-    Terms, Transport, Verdict,
+    Action, Eviction, Evidence, Exemptions, Keep, Measure, Moment, Network, Peer, Policy, Roster,
+    Sighting, Terms, Transport, Verdict,
 };
 use serde::Deserialize;
 
@@ -39,6 +39,8 @@ struct PolicyTerms {
     ipv4_prefix: Option<u8>,
     ipv6_prefix: Option<u8>,
     udp_ban: Option<bool>,
+    action: Option<String>,
+    shared_source_users: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -77,6 +79,13 @@ impl PolicyTerms {
             Some("last") => Keep::Last,
             Some(other) => panic!("keep = {other:?}"),
         };
+        terms.action = match self.action.as_deref() {
+            None | Some("auto") => Action::Auto,
+            Some("ban") => Action::Ban,
+            Some("kill") => Action::Kill,
+            Some(other) => panic!("action = {other:?}"),
+        };
+        terms.shared_source_users = self.shared_source_users.unwrap_or(terms.shared_source_users);
         Policy::new(terms).unwrap()
     }
 }

@@ -12,6 +12,8 @@ use std::{
 use refract_kernel::{
     ban::BanTarget,
     ban_sets::{BanSets, SetNames, Settings},
+    nftables::{Hook, NftPlan, NftTable},
+    xtables::Protocol,
 };
 use support::Namespace;
 
@@ -21,41 +23,81 @@ const MANY: u32 = 260_000;
 const STORM: u32 = 2_000;
 
 fn main() {
-    Namespace::new().inside(|| {
-        let settings =
-            Settings { names: SetNames::default(), flows: true, default_timeout: TIMEOUT };
-        let mut sets = BanSets::open(settings).unwrap();
-        sets.install().unwrap();
+    Namespace::new().inside(with_ipset);
+    Namespace::new().inside(with_nftables);
+}
 
-        each("ban, one new address at a time", SINGLE, |n| {
-            assert!(sets.ban(&[(address(n), TIMEOUT)]).iter().all(Result::is_ok));
-        });
-        each("ban again, one at a time", SINGLE, |n| {
-            assert!(sets.ban(&[(address(n), TIMEOUT)]).iter().all(Result::is_ok));
-        });
-        each("ban, 2,000 new addresses at once", 5, |n| {
-            let bans: Vec<_> =
-                (0..STORM).map(|ban| (address(SINGLE + n * STORM + ban), TIMEOUT)).collect();
-            assert!(sets.ban(&bans).iter().all(Result::is_ok));
-        });
-        each("missing, four sets", SINGLE, |_| assert!(sets.missing().unwrap().is_empty()));
-
-        let bans: Vec<_> = (0..MANY).map(|ban| (address(ban), TIMEOUT)).collect();
-        assert!(sets.ban(&bans).iter().all(Result::is_ok));
-        println!("with {MANY} bans:");
-        each("ban again, one at a time", SINGLE, |n| {
-            assert!(sets.ban(&[(address(n), TIMEOUT)]).iter().all(Result::is_ok));
-        });
-        each("missing, four sets", SINGLE, |_| assert!(sets.missing().unwrap().is_empty()));
-        let asked: Vec<_> = (0..100).map(address).collect();
-        each("banned, 100 addresses", 1_000, |_| {
-            assert!(sets.banned(&asked).unwrap().iter().all(|there| *there));
-        });
-        each("list", 5, |_| assert_eq!(sets.list().unwrap().len(), bans.len()));
-        each("unban", 5, |n| assert!(sets.unban(address(n)).unwrap()));
-        each("install, nothing to do", 5, |_| assert_eq!(sets.install().unwrap().len(), 4));
-        each("uninstall", 1, |_| assert_eq!(sets.uninstall().unwrap().len(), 4));
+fn with_nftables() {
+    let plan = NftPlan {
+        protocols: vec![Protocol::Tcp, Protocol::Udp],
+        ports: vec![443..=443],
+        hook: Hook::Input,
+        strip_mptcp: true,
+        ipv6_prefix: 64,
+        flows: true,
+        default_timeout: TIMEOUT,
+    };
+    let mut table = NftTable::open(plan).unwrap();
+    println!("nftables:");
+    each("install, from nothing", 1, |_| assert!(table.install().unwrap().made_table));
+    each("ban, one new address at a time", SINGLE, |n| {
+        assert!(table.ban(&[(address(n), TIMEOUT)]).iter().all(Result::is_ok));
     });
+    each("ban again, one at a time", SINGLE, |n| {
+        assert!(table.ban(&[(address(n), TIMEOUT)]).iter().all(Result::is_ok));
+    });
+    each("ban, 2,000 new addresses at once", 5, |n| {
+        let bans: Vec<_> =
+            (0..STORM).map(|ban| (address(SINGLE + n * STORM + ban), TIMEOUT)).collect();
+        assert!(table.ban(&bans).iter().all(Result::is_ok));
+    });
+    let asked: Vec<_> = (0..100).map(address).collect();
+    each("banned, 100 addresses", 1_000, |_| {
+        assert!(table.banned(&asked).unwrap().iter().all(|there| *there));
+    });
+    each("missing, five sets", SINGLE, |_| assert!(table.missing().unwrap().is_empty()));
+    each("check", 1_000, |_| assert!(!table.check().unwrap().wants_repair()));
+    let count = (SINGLE + 5 * STORM) as usize;
+    println!("with {count} bans:");
+    each("list", 5, |_| assert_eq!(table.list().unwrap().len(), count));
+    each("install, nothing to do", 5, |_| assert!(!table.install().unwrap().made_table));
+    each("uninstall", 1, |_| assert!(!table.uninstall().unwrap().is_empty()));
+}
+
+fn with_ipset() {
+    println!("ipset:");
+    let settings = Settings { names: SetNames::default(), flows: true, default_timeout: TIMEOUT };
+    let mut sets = BanSets::open(settings).unwrap();
+    sets.install().unwrap();
+
+    each("ban, one new address at a time", SINGLE, |n| {
+        assert!(sets.ban(&[(address(n), TIMEOUT)]).iter().all(Result::is_ok));
+    });
+    each("ban again, one at a time", SINGLE, |n| {
+        assert!(sets.ban(&[(address(n), TIMEOUT)]).iter().all(Result::is_ok));
+    });
+    each("ban, 2,000 new addresses at once", 5, |n| {
+        let bans: Vec<_> =
+            (0..STORM).map(|ban| (address(SINGLE + n * STORM + ban), TIMEOUT)).collect();
+        assert!(sets.ban(&bans).iter().all(Result::is_ok));
+    });
+    each("missing, four sets", SINGLE, |_| assert!(sets.missing().unwrap().is_empty()));
+
+    let bans: Vec<_> = (0..MANY).map(|ban| (address(ban), TIMEOUT)).collect();
+    assert!(sets.ban(&bans).iter().all(Result::is_ok));
+    println!("with {MANY} bans:");
+    each("ban again, one at a time", SINGLE, |n| {
+        assert!(sets.ban(&[(address(n), TIMEOUT)]).iter().all(Result::is_ok));
+    });
+    each("missing, four sets", SINGLE, |_| assert!(sets.missing().unwrap().is_empty()));
+    let asked: Vec<_> = (0..100).map(address).collect();
+    each("banned, 100 addresses", 1_000, |_| {
+        assert!(sets.banned(&asked).unwrap().iter().all(|there| *there));
+    });
+    each("list", 5, |_| assert_eq!(sets.list().unwrap().len(), bans.len()));
+    each("unban", 5, |n| assert!(sets.unban(address(n)).unwrap()));
+    each("install, nothing to do", 5, |_| assert_eq!(sets.install().unwrap().len(), 4));
+    each("uninstall", 1, |_| assert_eq!(sets.uninstall().unwrap().len(), 4));
 }
 
 fn address(n: u32) -> BanTarget {

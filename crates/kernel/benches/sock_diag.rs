@@ -1,4 +1,5 @@
-//! What finding, resetting and listing connections costs, at 200 and at 20,000 of them.
+//! What finding, observing, resetting and listing connections costs, at 200 and at 20,000 of them,
+//! and how soon the end of one is heard.
 //!
 //! `cargo bench -p refract-kernel --bench sock_diag`, as root. The connections are held by child
 //! processes, because one may not open so many files, in a namespace made for it.
@@ -17,12 +18,16 @@ use std::{
 };
 
 use refract_kernel::{
+    close_events::{CloseEvents, Drained},
     netlink::Dumped,
     networks::Networks,
     sock_diag::{Connection, SockDiag},
     sock_filter::ConnectionFilter,
 };
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::{AddressFamily, SocketType, bind, connect, socket},
+};
 use support::Namespace;
 
 /// Connections that one child holds, both ends of each.
@@ -115,12 +120,71 @@ fn exact_lookups() {
             .map(|(local, _)| timed(|| assert_eq!(diag.find(*local, nobody).unwrap(), None))),
     );
     report(
+        "observe, hit",
+        ends.iter().map(|(local, remote)| {
+            timed(|| assert!(diag.observe(*local, *remote, 0).unwrap().is_some()))
+        }),
+    );
+    report(
+        "observe, miss (a listener is there)",
+        ends.iter()
+            .map(|(local, _)| timed(|| assert_eq!(diag.observe(*local, nobody, 0).unwrap(), None))),
+    );
+    report(
+        "observe again",
+        connections
+            .iter()
+            .map(|connection| timed(|| assert!(diag.observe_again(connection).unwrap().is_some()))),
+    );
+    report(
         "destroy",
         connections.iter().map(|connection| timed(|| assert!(diag.destroy(connection).unwrap()))),
     );
     report(
         "destroy, gone already",
         connections.iter().map(|connection| timed(|| assert!(!diag.destroy(connection).unwrap()))),
+    );
+    report(
+        "observe again, gone already",
+        connections
+            .iter()
+            .map(|connection| timed(|| assert_eq!(diag.observe_again(connection).unwrap(), None))),
+    );
+    let mut events = CloseEvents::subscribe(&[443..=443]).unwrap();
+    report(
+        "from the close of a connection to its event",
+        pairs.into_iter().map(|(client, server)| {
+            drop(client);
+            timed(|| {
+                drop(server);
+                poll(&mut [PollFd::new(&events, PollFlags::IN)], None).unwrap();
+                assert_eq!(events.drain(|_| {}).unwrap(), Drained::Whole);
+            })
+        }),
+    );
+    closes(&listener, &mut events);
+}
+
+/// What it takes to hear of 4,096 closes, all of which wait.
+fn closes(listener: &TcpListener, events: &mut CloseEvents) {
+    const CLOSES: usize = 4_096;
+    let to = (Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port());
+    let mut witness = CloseEvents::subscribe(&[443..=443]).unwrap();
+    let pairs: Vec<_> = (0..CLOSES)
+        .map(|_| (TcpStream::connect(to).unwrap(), listener.accept().unwrap()))
+        .collect();
+    drop(pairs);
+    let mut witnessed = 0;
+    while witnessed < CLOSES {
+        poll(&mut [PollFd::new(&witness, PollFlags::IN)], None).unwrap();
+        let _ = witness.drain(|_| witnessed += 1).unwrap();
+    }
+    report(
+        "take 4,096 close events",
+        [timed(|| {
+            let _ = events.drain(|_| {}).unwrap();
+        })]
+        .into_iter(),
     );
 }
 
@@ -131,6 +195,35 @@ fn dumps(connections: u32) {
     report(
         &format!("{connections} connections: list all on the port"),
         (0..15).map(|_| timed(|| assert_eq!(list(&mut diag, &all), connections))),
+    );
+    report(
+        &format!("{connections} connections: observe all on the port"),
+        (0..15).map(|_| {
+            timed(|| {
+                let mut count = 0;
+                assert_eq!(diag.observe_all(&all, |_| count += 1).unwrap(), Dumped::Whole);
+                assert_eq!(count, connections);
+            })
+        }),
+    );
+    let other_port = TcpListener::bind("[::]:8443").unwrap();
+    for (what, ports) in [
+        ("one port listens", &[8443..=8443][..]),
+        ("one of a range listens", &[8000..=9000]),
+        ("no port listens", &[2000..=2010, 3000..=3010]),
+    ] {
+        let expected = what != "no port listens";
+        report(
+            &format!("{connections} connections: has_listener, {what}"),
+            (0..100).map(|_| timed(|| assert_eq!(diag.has_listener(ports).unwrap(), expected))),
+        );
+    }
+    drop(other_port);
+    report(
+        &format!("{connections} connections: list MPTCP, none there"),
+        (0..100).map(|_| {
+            timed(|| assert_eq!(diag.mptcp_connections(&all, |_, _| {}).unwrap(), Dumped::Whole))
+        }),
     );
     for remotes in [1, 4, 8, 16, 17, 500, 2_000] {
         // One in four of them has a connection.

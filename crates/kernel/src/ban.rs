@@ -4,15 +4,21 @@
 //! compared and sent, or says why there can be no such ban. It talks to no kernel.
 
 use std::{
-    fmt,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
+
+use crate::error::{Errno, Error};
 
 /// The longest timeout of a set entry, seconds: `(UINT_MAX >> 1) / MSEC_PER_SEC`
 /// (`linux/netfilter/ipset/ip_set.h`, `IPSET_MAX_TIMEOUT`). The kernel cuts longer ones to it
 /// without a word.
 pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(2_147_483);
+/// The shortest IPv4 prefix that can be banned, by any backend, so that a ban can move from one to
+/// the other: `hash:ip` holds a network address by address, and the kernel adds 65,536 of them in
+/// one go.
+pub const SHORTEST_IPV4_PREFIX: u8 = 16;
 
 /// What a ban is laid upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +39,26 @@ pub enum BanTarget {
     },
 }
 
+/// A ban that the kernel has taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Banned {
+    /// Who, in canonical form.
+    pub target: BanTarget,
+    /// For how long: the time asked for, in whole seconds, rounded up.
+    pub timeout: Duration,
+    /// More was asked for than [`LONGEST_TIMEOUT`], which it got.
+    pub clamped: bool,
+}
+
+/// A ban as it stands in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// Who.
+    pub target: BanTarget,
+    /// The time it has left; `None` is for ever, which is never of our making.
+    pub remaining: Option<Duration>,
+}
+
 /// Why there can be no such ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -46,7 +72,7 @@ pub enum Unbannable {
     /// More prefix bits than the address has.
     #[error("the address has only {0} bits")]
     PrefixTooLong(u8),
-    /// An IPv4 network that this backend would have to write out as too many addresses.
+    /// An IPv4 network that a backend would have to write out as too many addresses.
     #[error("an IPv4 network needs a prefix of {0} bits or more")]
     TooWide(u8),
     /// Port 0 comes from a header or a unix socket, never from a packet.
@@ -109,6 +135,56 @@ impl fmt::Display for BanTarget {
             Self::Flow { address, port } => write!(out, "{address},udp:{port}"),
         }
     }
+}
+
+/// The ban as the kernel is to have it, and its timeout in seconds.
+pub(crate) fn plan(target: BanTarget, timeout: Duration) -> Result<(Banned, u32), Error> {
+    let target = target
+        .canonical()
+        .and_then(|target| match target {
+            BanTarget::Network { address, prefix: ..SHORTEST_IPV4_PREFIX } if address.is_ipv4() => {
+                Err(Unbannable::TooWide(SHORTEST_IPV4_PREFIX))
+            }
+            _ => Ok(target),
+        })
+        .map_err(|source| Error::Unbannable { target, source })?;
+    let seconds = whole_seconds(timeout).map_err(|source| Error::Unbannable { target, source })?;
+    let held = Duration::from_secs(seconds.into());
+    Ok((Banned { target, timeout: held, clamped: held < timeout }, seconds))
+}
+
+/// The kernel's answer about one ban, once there is one.
+pub(crate) type Answer = Option<Result<(), Errno>>;
+
+/// What became of each ban: `answers` are those to the bans that could be planned, in their order,
+/// and `refused` puts a refusal into words.
+pub(crate) fn outcomes(
+    planned: Vec<Result<(Banned, u32), Error>>,
+    answers: Vec<Answer>,
+    conversation: &Result<(), Error>,
+    refused: impl Fn(BanTarget, Errno) -> Error,
+) -> Vec<Result<Banned, Error>> {
+    let mut answers = answers.into_iter();
+    planned
+        .into_iter()
+        .map(|plan| {
+            let (ban, _) = plan?;
+            match answers.next().flatten() {
+                Some(Ok(())) => Ok(ban),
+                Some(Err(errno)) => Err(refused(ban.target, errno)),
+                None => Err(unanswered(ban.target, conversation)),
+            }
+        })
+        .collect()
+}
+
+/// The conversation broke off before the kernel's answer about this target.
+fn unanswered(target: BanTarget, conversation: &Result<(), Error>) -> Error {
+    let reason = match conversation {
+        Ok(()) => "the kernel did not answer".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Error::Io { operation: "ban", object: target.to_string(), source: io::Error::other(reason) }
 }
 
 /// `timeout` in whole seconds, rounded up, and never more than [`LONGEST_TIMEOUT`].

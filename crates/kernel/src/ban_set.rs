@@ -60,7 +60,7 @@ pub struct Carried {
 }
 
 impl Carried {
-    fn leave(&mut self, target: Option<BanTarget>) {
+    pub(crate) fn leave(&mut self, target: Option<BanTarget>) {
         self.left_behind += 1;
         if self.examples.len() < NAMED_LEFT_BEHIND {
             self.examples.extend(target);

@@ -13,8 +13,9 @@
 
 use std::time::Duration;
 
+pub use crate::ban::{Ban, Banned, SHORTEST_IPV4_PREFIX};
 use crate::{
-    ban::{BanTarget, Unbannable, whole_seconds},
+    ban::{BanTarget, outcomes, plan, whole_seconds},
     ban_set::{self, Carried, Destroyed, SPARE, SetRole, SetState, TEMPORARY},
     error::{Errno, Error},
     ipset::IpSets,
@@ -29,10 +30,6 @@ pub const BANNED_USERS6: &str = "refract_banned_users6";
 pub const BANNED_FLOWS: &str = "refract_banned_flows";
 /// The set of banned IPv6 UDP flows.
 pub const BANNED_FLOWS6: &str = "refract_banned_flows6";
-/// The shortest IPv4 prefix that can be banned: `hash:ip` holds a network address by address, and
-/// the kernel adds 65,536 of them in one go.
-pub const SHORTEST_IPV4_PREFIX: u8 = 16;
-
 /// The names of the sets. The kernel takes 31 bytes; installing needs four more than the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetNames {
@@ -92,26 +89,6 @@ pub struct Settings {
     pub default_timeout: Duration,
 }
 
-/// A ban that the kernel has taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Banned {
-    /// Who, in canonical form.
-    pub target: BanTarget,
-    /// For how long: the time asked for, in whole seconds, rounded up.
-    pub timeout: Duration,
-    /// More was asked for than [`LONGEST_TIMEOUT`](crate::ban::LONGEST_TIMEOUT), which it got.
-    pub clamped: bool,
-}
-
-/// A ban as it stands in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ban {
-    /// Who.
-    pub target: BanTarget,
-    /// The time it has left; `None` is for ever, which is never of our making.
-    pub remaining: Option<Duration>,
-}
-
 /// What installing found and did about one set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
@@ -169,20 +146,9 @@ impl BanSets {
                 *slot = Some(answer);
             }
         });
-        let mut answers = answers.into_iter();
-        planned
-            .into_iter()
-            .map(|plan| {
-                let (ban, _) = plan?;
-                match answers.next().flatten() {
-                    Some(Ok(())) => Ok(ban),
-                    Some(Err(errno)) => {
-                        Err(refused("ban", ban.target, names.of(SetRole::of(ban.target)), errno))
-                    }
-                    None => Err(unanswered(ban.target, &conversation)),
-                }
-            })
-            .collect()
+        outcomes(planned, answers, &conversation, |target, errno| {
+            refused("ban", target, names.of(SetRole::of(target)), errno)
+        })
     }
 
     /// Lifts a ban and says whether there was one. An address also lifts the networks that cover
@@ -363,43 +329,12 @@ impl BanSets {
     }
 }
 
-/// The ban as the kernel is to have it, and its timeout in seconds.
-fn plan(target: BanTarget, timeout: Duration) -> Result<(Banned, u32), Error> {
-    let target = canonical(target)?;
-    let seconds = whole_seconds(timeout).map_err(|source| Error::Unbannable { target, source })?;
-    let held = Duration::from_secs(seconds.into());
-    Ok((Banned { target, timeout: held, clamped: held < timeout }, seconds))
-}
-
-fn canonical(target: BanTarget) -> Result<BanTarget, Error> {
-    target
-        .canonical()
-        .and_then(|target| match target {
-            BanTarget::Network { address, prefix: ..SHORTEST_IPV4_PREFIX } if address.is_ipv4() => {
-                Err(Unbannable::TooWide(SHORTEST_IPV4_PREFIX))
-            }
-            _ => Ok(target),
-        })
-        .map_err(|source| Error::Unbannable { target, source })
-}
-
 fn refused(operation: &'static str, target: BanTarget, set: &str, errno: Errno) -> Error {
     match errno {
         Errno::NOENT => Error::SetMissing { set: set.to_owned() },
-        Errno::IPSET_HASH_FULL => Error::SetFull { set: set.to_owned(), target },
+        Errno::IPSET_HASH_FULL => {
+            Error::SetFull { set: set.to_owned(), list: format!("ipset list {set}"), target }
+        }
         source => Error::Refused { operation, object: format!("{target} in {set}"), source },
-    }
-}
-
-/// The conversation broke off before the kernel's answer about this target.
-fn unanswered(target: BanTarget, conversation: &Result<(), Error>) -> Error {
-    let reason = match conversation {
-        Ok(()) => "the kernel did not answer".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    Error::Io {
-        operation: "ban",
-        object: target.to_string(),
-        source: std::io::Error::other(reason),
     }
 }

@@ -25,8 +25,14 @@ impl Errno {
     pub const EXIST: Self = Self(17);
     /// `EINVAL`.
     pub const INVAL: Self = Self(22);
+    /// `ENFILE`: a set of nftables is full.
+    pub const NFILE: Self = Self(23);
+    /// `ERESTART`: the nftables rules changed since a transaction was prepared.
+    pub const RESTART: Self = Self(85);
     /// `EOPNOTSUPP`.
     pub const OPNOTSUPP: Self = Self(95);
+    /// `EAFNOSUPPORT`.
+    pub const AFNOSUPPORT: Self = Self(97);
     /// `ENOBUFS`: a receive buffer overflowed and messages were lost.
     pub const NOBUFS: Self = Self(105);
     /// `IPSET_ERR_PROTOCOL`.
@@ -49,6 +55,7 @@ impl fmt::Display for Errno {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::PERM => out.write_str("not permitted (it takes CAP_NET_ADMIN)"),
+            Self::RESTART => out.write_str("other rules kept changing meanwhile"),
             Self::IPSET_PROTOCOL => out.write_str("the kernel's ipset speaks another protocol"),
             Self::IPSET_FIND_TYPE => out.write_str("the kernel has no such set type"),
             Self::IPSET_BUSY => out.write_str("the set is in use by a rule"),
@@ -117,12 +124,14 @@ pub enum Error {
     },
     /// A ban could not be made because its set is full.
     #[error(
-        "cannot ban {target}: the set {set} is full; `ipset list {set}` shows who fills it, and \
-         entries leave it when their timeouts end"
+        "cannot ban {target}: the set {set} is full; `{list}` shows who fills it, and entries \
+         leave it when their timeouts end"
     )]
     SetFull {
         /// The set.
         set: String,
+        /// The command that lists it.
+        list: String,
         /// What was to be banned.
         target: BanTarget,
     },
@@ -138,6 +147,12 @@ pub enum Error {
         /// The sets.
         sets: Vec<String>,
     },
+    /// The table `inet refract` is another program's alone, as nftables' flag `owner` says.
+    #[error(
+        "the table inet refract belongs to another program (flag owner), which alone can change it: \
+         end that program first"
+    )]
+    TableOwned,
     /// The kernel's answer cannot be understood.
     #[error("cannot understand the kernel's answer to {operation} {object}")]
     Malformed {
@@ -165,6 +180,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a program of the firewall does not work: [`ProgramFailure::is_breakage`].
+    #[must_use]
+    pub fn is_breakage(&self) -> bool {
+        matches!(self, Self::Program { source, .. } if source.is_breakage())
+    }
+
     /// The kernel's error number, when it gave one.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
@@ -181,6 +202,7 @@ impl Error {
             | Self::Unbannable { .. }
             | Self::Program { .. }
             | Self::Plan { .. }
+            | Self::TableOwned
             | Self::Malformed { .. } => None,
         }
     }

@@ -11,18 +11,26 @@
 //! | [`ban_set`] | one of them: what it has to be, and how it becomes that |
 //! | [`ipset`] | sets and their entries, one question and answer at a time |
 //! | [`ipset_wire`] | the messages of ipset, both ways, pure |
-//! | [`sock_diag`] | TCP connections: find, list, reset |
+//! | [`sock_diag`] | TCP connections: find, observe, list, reset |
+//! | [`sock_diag_wire`] | the messages of `sock_diag`, both ways, pure |
+//! | [`close_events`] | when a TCP connection is gone |
+//! | [`close_filter`] | which of these events the kernel hands on |
+//! | [`activity`] | what has moved on a connection |
 //! | [`sock_filter`] | which connections a dump is to find |
 //! | [`conntrack`] | UDP flows: forget those of a banned source |
 //! | [`host`] | this host's own addresses and gateways, and when they change |
 //! | [`ruleset_events`] | when somebody changes the nftables rules |
+//! | [`nftables`] | the other ban backend: one nftables table of ours, sets and rules in it |
 //! | [`networks`] | a set of address networks |
 //! | [`xtables`] | the firewall rule, through the host's iptables |
 //! | [`error`] | what can go wrong, as sentences |
 
+pub mod activity;
 pub mod ban;
 pub mod ban_set;
 pub mod ban_sets;
+pub mod close_events;
+pub mod close_filter;
 pub mod conntrack;
 pub mod error;
 pub mod host;
@@ -30,8 +38,10 @@ pub mod ipset;
 pub mod ipset_wire;
 pub mod netlink;
 pub mod networks;
+pub mod nftables;
 pub mod ruleset_events;
 pub mod sock_diag;
+pub mod sock_diag_wire;
 pub mod sock_filter;
 pub mod wire;
 pub mod xtables;

@@ -51,8 +51,13 @@ impl<'a> ConnectionFilter<'a> {
 
     /// A connection with these ends (not IPv4-mapped) is meant.
     pub(crate) fn matches(&self, local: SocketAddr, remote: SocketAddr) -> bool {
-        self.ports.iter().any(|range| range.contains(&local.port()))
+        self.has_port(local.port())
             && self.remotes.is_none_or(|remotes| remotes.contains(remote.ip()))
+    }
+
+    /// `port` is a protected one.
+    pub(crate) fn has_port(&self, port: u16) -> bool {
+        self.ports.iter().any(|range| range.contains(&port))
     }
 
     /// The socket families in which such connections can be. An IPv4 connection of a dual-stack

@@ -288,6 +288,12 @@ pub fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
 }
 
+/// The `u64` at `offset`, host byte order; `None` past the end.
+#[must_use]
+pub fn read_u64(bytes: &[u8], offset: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
 /// The `i32` at `offset`, host byte order; `None` past the end.
 #[must_use]
 pub fn read_i32(bytes: &[u8], offset: usize) -> Option<i32> {

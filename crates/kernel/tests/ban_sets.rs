@@ -2,11 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod support;
+#[path = "support/targets.rs"]
+mod targets;
+#[path = "support/udp.rs"]
+mod udp;
 
 use std::{
     collections::BTreeSet,
-    io::ErrorKind,
-    net::{IpAddr, UdpSocket},
+    net::IpAddr,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -21,6 +24,8 @@ use refract_kernel::{
     ipset_wire::{NewSet, Operation, SetFamily, Verb},
 };
 use support::{Namespace, shell};
+use targets::{flow, host, network};
+use udp::{arrives, server};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -36,18 +41,6 @@ fn installed() -> BanSets {
     let mut sets = open();
     sets.install().unwrap();
     sets
-}
-
-fn host(address: &str) -> BanTarget {
-    BanTarget::host(address.parse().unwrap())
-}
-
-fn network(address: &str, prefix: u8) -> BanTarget {
-    BanTarget::Network { address: address.parse().unwrap(), prefix }
-}
-
-fn flow(address: &str, port: u16) -> BanTarget {
-    BanTarget::Flow { address: address.parse().unwrap(), port }
 }
 
 #[track_caller]
@@ -85,23 +78,6 @@ fn listed(set: &str) -> Vec<(String, Option<u32>)> {
 
 fn set_names() -> String {
     shell("ipset list -n")
-}
-
-/// A packet from `from` to `to` arrives at once or never: loopback delivers before `send` returns.
-fn arrives(from: (&str, u16), to: &UdpSocket) -> bool {
-    let sender = UdpSocket::bind((from.0.parse::<IpAddr>().unwrap(), from.1)).unwrap();
-    sender.send_to(b"?", to.local_addr().unwrap()).unwrap();
-    match to.recv_from(&mut [0; 1]) {
-        Ok(_) => true,
-        Err(error) if error.kind() == ErrorKind::WouldBlock => false,
-        Err(error) => panic!("{error}"),
-    }
-}
-
-fn server(address: &str) -> UdpSocket {
-    let server = UdpSocket::bind((address.parse::<IpAddr>().unwrap(), 443)).unwrap();
-    server.set_nonblocking(true).unwrap();
-    server
 }
 
 #[test]

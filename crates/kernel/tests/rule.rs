@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use iptables::{VARIANTS, input_rules, make_sets};
+use iptables::{VARIANTS, input_rules, make_sets, mangle_rules};
 use link::join;
 use refract_kernel::{
     netlink::{Family, Socket},
@@ -77,6 +77,7 @@ fn an_empty_chain_gets_the_rule_and_its_twin() {
         assert_eq!(xtables.check().unwrap(), both(State::InPlace));
         assert_eq!(input_rules(program), [TCP_443]);
         assert_eq!(input_rules(&program.replace("iptables", "ip6tables")), [TCP_443_V6]);
+        assert_eq!(mangle_rules(program), [""; 0]);
         assert!(shell("ipset list -t refract_banned_users").contains("References: 1"));
         assert_eq!(xtables.references("refract_banned_users").unwrap(), 1);
         assert_eq!(xtables.references("refract_banned_users6").unwrap(), 1);
@@ -87,6 +88,44 @@ fn an_empty_chain_gets_the_rule_and_its_twin() {
 fn the_implementation_is_known() {
     let variants = VARIANTS.map(|program| xtables(program, TCP, "443").variant());
     assert_eq!(variants, [Variant::NfTables, Variant::Legacy]);
+}
+
+#[test]
+fn either_implementation_is_found_by_its_name() {
+    for (variant, program) in Variant::ALL.into_iter().zip(VARIANTS) {
+        let plan = RulePlan::new(TCP, &[443..=443], V4, V6).unwrap();
+        let found = Xtables::find_variant(variant, plan).unwrap().unwrap();
+        assert_eq!((found.variant(), found.path()), (variant, Path::new(program)));
+        assert_eq!(xtables(program, TCP, "443").variant().other(), variant.other());
+    }
+}
+
+#[test]
+fn rules_are_counted_in_every_chain_and_by_looking_no_table_is_made() {
+    let tables = || {
+        ["ip_tables_names", "ip6_tables_names"]
+            .map(|names| shell(&format!("sort /proc/thread-self/net/{names}")))
+    };
+    with_each_variant(|program| {
+        let xtables = xtables(program, BOTH, "443");
+        let counted = || (xtables.count().unwrap(), xtables.count_strip().unwrap());
+        assert_eq!(counted(), (0, 0));
+        xtables.remove().unwrap();
+        assert_eq!(tables(), ["", ""]);
+        shell(&format!("{program} -N mine && {program} -A mine {TCP_443}"));
+        let with_one = tables();
+        assert_eq!(counted(), (1, 0));
+        assert_eq!(tables(), with_one);
+        // Each family has one for TCP, for UDP, and for its flows.
+        xtables.install().unwrap();
+        shell(&format!("{program} -A FORWARD {TCP_443}"));
+        assert_eq!(counted(), (7, 0));
+        xtables.install_strip().unwrap();
+        assert_eq!(counted(), (7, 2));
+        xtables.remove().unwrap();
+        xtables.remove_strip().unwrap();
+        assert_eq!(counted(), (0, 0));
+    });
 }
 
 #[test]
@@ -165,13 +204,14 @@ fn removal_takes_ours_and_leaves_the_rules_of_others() {
         let logs = "-m set --match-set refract_banned_users src -j LOG";
         let xtables = xtables(program, BOTH, "443");
         shell(&format!("{program} -A INPUT {ESTABLISHED} && {program} -A INPUT {logs}"));
-        shell(&format!("{program} -N mine && {program} -A mine {TCP_443}"));
+        let own = format!("-s 192.0.2.9/32 {TCP_443}");
+        shell(&format!("{program} -N mine && {program} -A mine {own}"));
         shell(&format!("{program} -t raw -A PREROUTING {TCP_443}"));
         xtables.install().unwrap();
         assert_eq!(xtables.remove().unwrap(), both(State::InPlace));
         assert_eq!(xtables.remove().unwrap(), both(State::Missing));
         assert_eq!(input_rules(program), [ESTABLISHED, logs]);
-        assert!(shell(&format!("{program} -S mine")).contains(TCP_443));
+        assert!(shell(&format!("{program} -S mine")).contains(&own));
 
         assert!(shell("ipset list -t refract_banned_users").contains("References: 3"));
         assert_eq!(xtables.references("refract_banned_users").unwrap(), 0);
@@ -182,7 +222,7 @@ fn removal_takes_ours_and_leaves_the_rules_of_others() {
             foreign,
             [
                 format!("{save}: filter -A INPUT {logs}"),
-                format!("{save}: filter -A mine {TCP_443}"),
+                format!("{save}: filter -A mine {own}"),
                 format!("{save}: raw -A PREROUTING {TCP_443}"),
             ]
         );

@@ -6,6 +6,8 @@
 #[path = "support/link.rs"]
 mod link;
 mod support;
+#[path = "support/tcp.rs"]
+mod tcp;
 
 use std::{
     collections::BTreeSet,
@@ -28,16 +30,9 @@ use rustix::{
     thread::{CapabilitySet, capabilities, set_capabilities},
 };
 use support::Namespace;
-
-/// The wildcard addresses a server may listen on, each with an address to reach it by.
-const LISTENERS: [(&str, &str); 3] =
-    [("0.0.0.0:443", "127.0.0.1:443"), ("[::]:443", "[::1]:443"), ("[::]:443", "127.0.0.1:443")];
+use tcp::{LISTENERS, address, assert_accepts, assert_alive, close_in_turn, pair, patient};
 
 const PORTS: [RangeInclusive<u16>; 1] = [443..=443];
-
-fn address(text: &str) -> SocketAddr {
-    text.parse().unwrap()
-}
 
 /// A connection from `source` (port 0: any), which need not be on an interface.
 fn connected_from(source: SocketAddr, to: SocketAddr) -> TcpStream {
@@ -49,46 +44,9 @@ fn connected_from(source: SocketAddr, to: SocketAddr) -> TcpStream {
     patient(TcpStream::from(client))
 }
 
-/// A stream on which a byte that never comes is a failure and not a hang.
-fn patient(stream: TcpStream) -> TcpStream {
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    stream
-}
-
-/// A client of `listener`, connected to it at `to`, and the server's end.
-fn pair(listener: &TcpListener, to: SocketAddr) -> (TcpStream, TcpStream) {
-    let client = patient(TcpStream::connect(to).unwrap());
-    (client, patient(listener.accept().unwrap().0))
-}
-
-#[track_caller]
-fn assert_alive(client: &mut TcpStream, server: &mut TcpStream) {
-    let mut byte = [0];
-    client.write_all(b"c").unwrap();
-    server.read_exact(&mut byte).unwrap();
-    server.write_all(b"s").unwrap();
-    client.read_exact(&mut byte).unwrap();
-}
-
-#[track_caller]
-fn assert_accepts(listener: &TcpListener, to: SocketAddr) {
-    let (mut client, mut server) = pair(listener, to);
-    assert_alive(&mut client, &mut server);
-}
-
 #[track_caller]
 fn found(diag: &mut SockDiag, client: &TcpStream) -> Option<Connection> {
     diag.find(client.peer_addr().unwrap(), client.local_addr().unwrap()).unwrap()
-}
-
-/// Ends both directions, and has seen both ends when it returns. Dropping would not do: a child that
-/// another test is just starting may hold the socket a moment longer.
-fn close_in_turn(mut first: &TcpStream, mut second: &TcpStream) {
-    let mut rest = Vec::new();
-    first.shutdown(Shutdown::Write).unwrap();
-    second.read_to_end(&mut rest).unwrap();
-    second.shutdown(Shutdown::Write).unwrap();
-    first.read_to_end(&mut rest).unwrap();
 }
 
 /// `ss -tanH` in `namespace` shows the server's end of `client`.
@@ -198,28 +156,32 @@ fn a_connection_that_closes_while_it_is_reset_never_costs_the_listener() {
                     drop(server);
                 }
             });
-            let (mut reset, mut gone) = (0, 0);
-            for turn in 0..1_500 {
+            let (mut reset, mut not_found, mut gone_between) = (0, 0, 0);
+            for turn in 0..10_000 {
+                // Every other one is looked up while it closes; the rest is reset at any time of
+                // its closing, and half of that after a second look.
                 let (client, server) = pair(&listener, address(to));
                 let ends = (client.peer_addr().unwrap(), client.local_addr().unwrap());
-                let mut count = |outcome| *if outcome { &mut reset } else { &mut gone } += 1;
-                if turn % 2 == 0 {
-                    to_closer.send((client, server)).unwrap();
-                    let connection = diag.find(ends.0, ends.1).unwrap();
-                    count(connection.is_some_and(|it| diag.destroy(&it).unwrap()));
-                } else {
-                    // Found while it was open, and reset at any time of its closing.
-                    let connection = found(&mut diag, &client).unwrap();
-                    to_closer.send((client, server)).unwrap();
-                    for _ in 0..turn {
-                        std::hint::spin_loop();
-                    }
-                    count(diag.destroy(&connection).unwrap());
+                let before = (turn % 2 == 1).then(|| found(&mut diag, &client).unwrap());
+                to_closer.send((client, server)).unwrap();
+                for _ in 0..turn % 1_500 {
+                    std::hint::spin_loop();
+                }
+                let observed = match &before {
+                    Some(_) if turn % 4 == 1 => before,
+                    Some(before) => diag.observe_again(before).unwrap().map(|it| it.connection),
+                    None => diag.observe(ends.0, ends.1, 0).unwrap().map(|it| it.connection),
+                };
+                match observed.map(|connection| diag.destroy(&connection).unwrap()) {
+                    Some(true) => reset += 1,
+                    Some(false) => gone_between += 1,
+                    None => not_found += 1,
                 }
             }
             drop(to_closer);
             closer.join().unwrap();
-            assert!(reset > 0 && gone > 0, "no race: {reset} reset, {gone} gone");
+            let outcomes = [reset, not_found, gone_between];
+            assert!(outcomes.iter().all(|count| *count > 0), "no race: {outcomes:?}");
             assert_accepts(&listener, address(to));
         });
     }

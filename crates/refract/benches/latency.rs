@@ -10,30 +10,30 @@
 //! kept is printed and fails nothing, because a busy machine measures itself.
 //!
 //! Without `--bench` (as under `cargo test --benches`) it takes a few samples only, to prove that
-//! it runs. `--floor-only` leaves the daemon out.
+//! it runs. `--floor-only` leaves the daemon out. With `REFRACT_TEST_FIREWALL=nftables` the daemon has
+//! nftables; the floor has ipset all the same.
 
 #[expect(dead_code, reason = "the benchmark uses its part of the lab")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-#[path = "latency/floor.rs"]
-mod floor;
-#[path = "latency/raw.rs"]
-mod raw;
+#[expect(dead_code, reason = "the benchmark uses its part of what is measured with")]
+#[path = "measuring/mod.rs"]
+mod measuring;
 
 use std::{
     collections::{BTreeSet, VecDeque},
     env,
-    fmt::Write as _,
     io::{self, Read as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Command, ExitCode},
+    process::ExitCode,
     sync::mpsc::{self, Receiver, Sender},
     thread,
     time::{Duration, Instant},
 };
 
+use measuring::{floor, gaps::Gaps, log_floor, nth, raw, samples};
 use support::{
     LabError, Result,
     access_log::{AccessLog, accepted_line},
@@ -63,17 +63,17 @@ const BURSTS: u32 = 5;
 const BLOCK: u32 = 100;
 /// Turns with `--bench`: 2,000 samples of each event for each subject.
 const BLOCKS: u32 = 20;
-/// The daemon's median may be this many times the floor's,
-const MOST_FLOORS: f64 = 2.0;
-/// and its 99th percentile has to be below this.
-const SLOWEST: Duration = Duration::from_millis(1);
+/// The gaps between samples.
+const LEAST_GAP: Duration = Duration::from_micros(300);
+/// Their spread.
+const GAP_SPREAD: Duration = Duration::from_micros(1_100);
 /// How long any single event may take before the benchmark gives up.
 const BOUND: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match &arguments[..] {
-        [word, rest @ ..] if word == floor::WORD => floor::run(rest),
+        [word, rest @ ..] if word == log_floor::WORD => log_floor::run(rest),
         _ => measure(
             arguments.iter().any(|word| word == "--bench"),
             arguments.iter().any(|word| word == "--floor-only"),
@@ -160,18 +160,14 @@ enum Running {
 fn start_floor(lab: &Lab) -> Result<Subject> {
     let set = "latency_floor";
     let log = AccessLog::open(lab.path("floor.log"))?;
-    lab.server().output(
-        "ipset",
-        &["create", set, "hash:ip", "hashsize", "16384", "maxelem", "1048576", "timeout", "600"],
-    )?;
-    let ourselves = env::current_exe().map_err(LabError::while_trying("find this program"))?;
     let port = 444;
-    let mut command = Command::new(ourselves);
-    command.arg(floor::WORD).arg(log.path()).arg(set);
-    command.arg(SocketAddr::new(SERVER_V4.into(), port).to_string());
-    command.arg(SocketAddr::new(FLOOR_OFFENDERS.into(), CLIENT_PORT).to_string());
-    let process = Process::start(lab.server(), &command)?;
-    process.wait_for_line("that it is ready", BOUND, |line| line == floor::READY)?;
+    let arguments = [
+        log.path().display().to_string(),
+        set.to_owned(),
+        SocketAddr::new(SERVER_V4.into(), port).to_string(),
+        SocketAddr::new(FLOOR_OFFENDERS.into(), CLIENT_PORT).to_string(),
+    ];
+    let process = floor::start(lab.server(), set, log_floor::WORD, &arguments)?;
     let running = Running::Floor { _process: process };
     Ok(Subject::new("floor", log, set, (port, FLOOR_OFFENDERS), running))
 }
@@ -238,7 +234,7 @@ impl Subject {
     /// From the write of the line to the client's ECONNRESET. Nothing else runs meanwhile.
     fn time_to_reset(&mut self, readers: &Readers, gaps: &mut Gaps) -> Result<Duration> {
         let (offender, line) = self.connected_offence(readers)?;
-        gaps.wait();
+        thread::sleep(gaps.next(LEAST_GAP, GAP_SPREAD));
         let written = Instant::now();
         self.log.write(line.as_bytes())?;
         Ok(readers.reset_of(offender)?.duration_since(written))
@@ -252,7 +248,7 @@ impl Subject {
         gaps: &mut Gaps,
     ) -> Result<Duration> {
         let (offender, line) = self.connected_offence(readers)?;
-        gaps.wait();
+        thread::sleep(gaps.next(LEAST_GAP, GAP_SPREAD));
         let written = Instant::now();
         self.log.write(line.as_bytes())?;
         self.wait_for_member(membership, offender, written)?;
@@ -274,7 +270,7 @@ impl Subject {
             lines += &self.offence(offender);
             offenders.push(offender);
         }
-        gaps.wait();
+        thread::sleep(gaps.next(LEAST_GAP, GAP_SPREAD));
         let written = Instant::now();
         self.log.write(lines.as_bytes())?;
         for offender in offenders {
@@ -283,7 +279,7 @@ impl Subject {
         Ok(written.elapsed())
     }
 
-    /// Every offender of this run is in the set, and nobody else: asked of `ipset`.
+    /// Every offender of this run is in the set, and nobody else: asked of `ipset` (or `nft`).
     fn check_members(&self, server: &Host) -> Result<()> {
         let found: BTreeSet<String> = witness::set_members(server, self.set)?.into_iter().collect();
         let name = |index| nth(self.offenders, index).to_string();
@@ -342,30 +338,6 @@ impl Subject {
 
 fn user(index: u32) -> String {
     format!("user{index:06}@example.com")
-}
-
-fn nth(first: Ipv4Addr, index: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(first).wrapping_add(index))
-}
-
-/// Random waits of 0.3 to 1.4 ms (an xorshift generator; any spread will do).
-struct Gaps {
-    state: u64,
-}
-
-impl Default for Gaps {
-    fn default() -> Self {
-        Self { state: 0x9e37_79b9_7f4a_7c15 }
-    }
-}
-
-impl Gaps {
-    fn wait(&mut self) {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        thread::sleep(Duration::from_micros(300 + self.state % 1_100));
-    }
 }
 
 /// The clients: one thread on the client host, blocked in one connection's read at a time.
@@ -447,10 +419,7 @@ fn hold_connections(server: &Host, port: u16) -> Result<()> {
 fn print(subjects: &[Subject]) {
     println!("microseconds from the write(2) of the line; gaps of 0.3 to 1.4 ms at random");
     println!();
-    println!(
-        "{:<10}{:<26}{:>8}{:>10}{:>10}{:>10}{:>10}{:>10}",
-        "", "until", "samples", "min", "p50", "p90", "p99", "max"
-    );
+    samples::print_head("until");
     let burst = format!("{BURST} in one write, all set");
     for (until, samples_of) in [
         ("client sees ECONNRESET", (|subject| &subject.to_reset) as fn(&Subject) -> &Vec<_>),
@@ -458,51 +427,11 @@ fn print(subjects: &[Subject]) {
         (burst.as_str(), |subject| &subject.to_burst),
     ] {
         for subject in subjects {
-            println!("{:<10}{until:<26}{}", subject.name, row(samples_of(subject)));
+            samples::print_row(subject.name, until, samples_of(subject));
         }
     }
     if let [floor, refract] = subjects {
         println!();
-        print_promises(&sorted(&floor.to_reset), &sorted(&refract.to_reset));
+        samples::print_promises(&floor.to_reset, &refract.to_reset);
     }
-}
-
-/// What is promised of the time until ECONNRESET, and whether this run kept it.
-fn print_promises(floor: &[Duration], refract: &[Duration]) {
-    let kept = |is_kept| if is_kept { "kept" } else { "NOT KEPT" };
-    let ratio = percentile(refract, 500).as_secs_f64() / percentile(floor, 500).as_secs_f64();
-    println!(
-        "p50 is {ratio:.2} x the floor's; at most {MOST_FLOORS} x: {}",
-        kept(ratio <= MOST_FLOORS)
-    );
-    let slow = percentile(refract, 990);
-    println!(
-        "p99 is {:.3} ms, the floor's {:.3} ms; below 1 ms: {}",
-        slow.as_secs_f64() * 1e3,
-        percentile(floor, 990).as_secs_f64() * 1e3,
-        kept(slow < SLOWEST)
-    );
-}
-
-fn row(samples: &[Duration]) -> String {
-    let sorted = sorted(samples);
-    let mut row = format!("{:>8}", sorted.len());
-    for per_mille in [0, 500, 900, 990, 1_000] {
-        let nanos = percentile(&sorted, per_mille).as_nanos();
-        // Tenths of a microsecond are as far as the clock is worth printing.
-        let _ = write!(row, "{:>8}.{}", nanos / 1_000, nanos % 1_000 / 100);
-    }
-    row
-}
-
-fn sorted(samples: &[Duration]) -> Vec<Duration> {
-    let mut sorted = samples.to_vec();
-    sorted.sort_unstable();
-    sorted
-}
-
-/// By nearest rank.
-fn percentile(sorted: &[Duration], per_mille: usize) -> Duration {
-    let rank = (sorted.len() * per_mille).div_ceil(1_000).saturating_sub(1);
-    sorted.get(rank).copied().unwrap_or_default()
 }

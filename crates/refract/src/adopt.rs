@@ -15,7 +15,7 @@ use refract_core::Network;
 use refract_kernel::ban_sets::Ban;
 
 use crate::{
-    audit::{Action, Outcome, Record, open_to_read},
+    audit::{Action, Record, open_to_read},
     commands::{network_of, source_of_record},
 };
 
@@ -59,22 +59,11 @@ fn recorded_sources(block_log: &Path) -> HashSet<Network> {
 
 fn adopted(network: Network, remaining: Duration) -> Record {
     Record {
-        time: jiff::Timestamp::now(),
         action: Action::Adopted,
         reason: "found_at_start",
-        user: Vec::new(),
-        source: network.to_string(),
-        peers: Vec::new(),
-        incumbents: Vec::new(),
-        places: 0,
-        inbound: None,
         timeout: remaining,
-        killed: 0,
-        flows: 0,
-        latency: Duration::ZERO,
-        settled: Duration::ZERO,
         evidence: "kernel_set",
-        outcome: Outcome::Done,
+        ..Record::of(Vec::new(), network.to_string())
     }
 }
 

@@ -1,12 +1,13 @@
-//! The block log: records of enforcement in, appended lines out.
+//! The block log: records of what was done in, appended lines out.
 //!
-//! One line an enforcement, written with a single `write(2)`, so that lines never mix and a crash
-//! loses none that was written. What came from the access log is escaped in both formats. A disk
-//! that is full or a file that cannot be opened never holds anything up: the trouble is reported to
-//! the caller once, opening is tried again with later records, and the same facts are on stderr.
+//! One line a record, written with a single `write(2)`, so that lines never mix and a crash of
+//! Refract loses none that was written. A disk that is full or a file that cannot be opened never
+//! holds anything up: a trouble is reported to the caller once, and so is its end; opening is tried
+//! again with each later record, and the same facts are on stderr. How it reads is [`line()`]'s business.
+
+mod format;
 
 use std::{
-    fmt::Write as _,
     fs::{File, OpenOptions},
     io::{self, Write as _},
     net::SocketAddr,
@@ -15,18 +16,11 @@ use std::{
     time::Duration,
 };
 
+use refract_core::Proof;
 use serde::Serialize;
 
-use crate::escape::{printable, quoted};
-
-/// How records are written (`--block.format`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum BlockFormat {
-    /// `key=value` for people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
+pub use self::format::{BlockFormat, line};
+use crate::{container, links};
 
 /// What was done to an offender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -38,6 +32,10 @@ pub enum Action {
     Kill,
     /// Only the UDP flow that the log named was shut out.
     Flow,
+    /// One connection was reset, to see whether a device is there that opens another.
+    Ask,
+    /// Nothing was done, though the user's places are taken more than once.
+    Refrain,
     /// A ban found in the kernel at the start that no record explains.
     Adopted,
 }
@@ -50,6 +48,8 @@ impl Action {
             Self::Ban => "ban",
             Self::Kill => "kill",
             Self::Flow => "flow",
+            Self::Ask => "ask",
+            Self::Refrain => "refrain",
             Self::Adopted => "adopted",
         }
     }
@@ -66,7 +66,19 @@ pub enum Outcome {
     Failed(String),
 }
 
-/// One enforcement.
+impl Outcome {
+    /// How something ended in which `troubles` were met.
+    #[must_use]
+    pub fn of(is_dry_run: bool, troubles: &[String]) -> Self {
+        match (is_dry_run, troubles) {
+            (true, _) => Self::DryRun,
+            (false, []) => Self::Done,
+            (false, _) => Self::Failed(troubles.join("; ")),
+        }
+    }
+}
+
+/// What was done to one source of a user, or left undone.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// When it was written down.
@@ -99,8 +111,39 @@ pub struct Record {
     pub settled: Duration,
     /// What the verdict rests on.
     pub evidence: &'static str,
+    /// The numbers that proved it, if the kernel gave any.
+    pub proof: Option<Proof>,
+    /// How many further resets this record stands for, none of which has one of its own.
+    pub repeats: u64,
     /// How it ended.
     pub outcome: Outcome,
+}
+
+impl Record {
+    /// A record about `user` at `source` on the kernel's evidence, in which nothing was done yet.
+    #[must_use]
+    pub fn of(user: Vec<u8>, source: String) -> Self {
+        Self {
+            time: jiff::Timestamp::now(),
+            action: Action::Kill,
+            reason: "",
+            user,
+            source,
+            peers: Vec::new(),
+            incumbents: Vec::new(),
+            places: 0,
+            inbound: None,
+            timeout: Duration::ZERO,
+            killed: 0,
+            flows: 0,
+            latency: Duration::ZERO,
+            settled: Duration::ZERO,
+            evidence: "kernel",
+            proof: None,
+            repeats: 0,
+            outcome: Outcome::Done,
+        }
+    }
 }
 
 /// The open block log.
@@ -163,7 +206,8 @@ impl BlockLog {
             }
             Ok(written) => {
                 self.torn |= written > 0;
-                // What the next write will say too, so that it is one trouble.
+                // A short write has no error of its own. As a rule the disk is full, which the next
+                // write will say too, so that it is one trouble.
                 self.report("write to", &rustix::io::Errno::NOSPC.into())
             }
             Err(error) => self.report("write to", &error),
@@ -171,9 +215,17 @@ impl BlockLog {
     }
 
     fn report(&mut self, operation: &str, error: &io::Error) -> Option<News> {
+        let remedy = match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::NotFound => {
+                format!(": {}", container::writable_place(container::is_one()))
+            }
+            _ => String::new(),
+        };
         let trouble = format!(
             "cannot {operation} the block log {}: {error}; enforcement goes on, its records are \
-             only here until that is mended",
+             only here until that is mended{remedy}",
             self.path.display()
         );
         if self.trouble.as_ref() == Some(&trouble) {
@@ -197,119 +249,8 @@ pub fn open_to_read(path: &Path) -> io::Result<File> {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    // A FIFO that nobody reads is refused instead of waited for; a file does not notice.
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(nonblocking).open(path)
-}
-
-/// The record as one line with its newline.
-#[must_use]
-pub fn line(record: &Record, format: BlockFormat) -> String {
-    match format {
-        BlockFormat::Text => text(record),
-        BlockFormat::Json => json(record),
-    }
-}
-
-fn text(record: &Record) -> String {
-    let mut line = format!(
-        "{:.6} {} user={} source={}",
-        record.time,
-        record.action.name(),
-        quoted(&record.user),
-        record.source,
-    );
-    // Writing to a String cannot fail.
-    for (key, values) in [
-        ("peer", record.peers.iter().map(ToString::to_string).collect::<Vec<_>>()),
-        ("incumbents", record.incumbents.clone()),
-    ] {
-        if !values.is_empty() {
-            let _ = write!(line, " {key}={}", values.join(","));
-        }
-    }
-    let inbound = record.inbound.as_deref().map_or_else(|| "-".to_owned(), quoted);
-    let outcome = match &record.outcome {
-        Outcome::Done => "ok".to_owned(),
-        Outcome::DryRun => "dry-run".to_owned(),
-        Outcome::Failed(sentence) => format!("failed error={}", quoted(sentence.as_bytes())),
-    };
-    let _ = writeln!(
-        line,
-        " inbound={inbound} places={} timeout={}s killed={} flows={} latency={}us settled={}us \
-         evidence={} reason={} outcome={outcome}",
-        record.places,
-        seconds(record.timeout),
-        record.killed,
-        record.flows,
-        record.latency.as_micros(),
-        record.settled.as_micros(),
-        record.evidence,
-        record.reason,
-    );
-    line
-}
-
-fn json(record: &Record) -> String {
-    let wire = Wire {
-        time: format!("{:.6}", record.time),
-        action: record.action,
-        user: printable(&record.user),
-        source: &record.source,
-        peers: &record.peers,
-        incumbents: &record.incumbents,
-        inbound: record.inbound.as_deref().map(printable),
-        places: record.places,
-        timeout_s: seconds(record.timeout),
-        killed: record.killed,
-        flows: record.flows,
-        latency_us: record.latency.as_micros(),
-        settled_us: record.settled.as_micros(),
-        evidence: record.evidence,
-        reason: record.reason,
-        outcome: match &record.outcome {
-            Outcome::Done => "ok",
-            Outcome::DryRun => "dry-run",
-            Outcome::Failed(_) => "failed",
-        },
-        error: match &record.outcome {
-            Outcome::Failed(sentence) => Some(printable(sentence.as_bytes())),
-            Outcome::Done | Outcome::DryRun => None,
-        },
-    };
-    // Strings and numbers always serialise; should that ever change, the failure is the record.
-    let mut line = serde_json::to_string(&wire)
-        .unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()));
-    line.push('\n');
-    line
-}
-
-/// As the kernel holds it: whole seconds, rounded up.
-fn seconds(timeout: Duration) -> u64 {
-    timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0)
-}
-
-/// The JSON form; its keys are a promise to whoever reads the block log by machine.
-#[derive(Serialize)]
-struct Wire<'a> {
-    time: String,
-    action: Action,
-    user: String,
-    source: &'a str,
-    peers: &'a [SocketAddr],
-    incumbents: &'a [String],
-    inbound: Option<String>,
-    places: usize,
-    timeout_s: u64,
-    killed: u32,
-    flows: u32,
-    latency_us: u128,
-    settled_us: u128,
-    evidence: &'static str,
-    reason: &'static str,
-    outcome: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+    let flags = links::flags_to_write(path)?;
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }
 
 #[cfg(test)]
@@ -319,62 +260,7 @@ mod tests {
     use super::*;
 
     fn record() -> Record {
-        Record {
-            time: "2026-11-23T21:44:06.123456Z".parse().unwrap(),
-            action: Action::Ban,
-            reason: "places_held",
-            user: b"alice@example.com".to_vec(),
-            source: "198.51.100.12".to_owned(),
-            peers: vec!["198.51.100.12:40833".parse().unwrap()],
-            incumbents: vec!["198.51.100.11".to_owned()],
-            places: 1,
-            inbound: Some(b"vless-tcp".to_vec()),
-            timeout: Duration::from_millis(59_001),
-            killed: 2,
-            flows: 0,
-            latency: Duration::from_micros(42),
-            settled: Duration::from_micros(1234),
-            evidence: "log",
-            outcome: Outcome::Done,
-        }
-    }
-
-    #[test]
-    fn a_record_reads_as_one_line_of_text() {
-        assert_eq!(
-            line(&record(), BlockFormat::Text),
-            "2026-11-23T21:44:06.123456Z ban user=\"alice@example.com\" source=198.51.100.12 \
-             peer=198.51.100.12:40833 incumbents=198.51.100.11 inbound=\"vless-tcp\" places=1 \
-             timeout=60s killed=2 flows=0 latency=42us settled=1234us evidence=log \
-             reason=places_held outcome=ok\n"
-        );
-    }
-
-    #[test]
-    fn a_record_is_one_json_object_a_line() {
-        let written = line(&record(), BlockFormat::Json);
-        let value: serde_json::Value = serde_json::from_str(&written).unwrap();
-        assert_eq!(value["user"], "alice@example.com");
-        assert_eq!(value["peers"][0], "198.51.100.12:40833");
-        assert_eq!(value["timeout_s"], 60);
-        assert_eq!(value["outcome"], "ok");
-        assert_eq!(written.matches('\n').count(), 1);
-    }
-
-    #[test]
-    fn attackers_bytes_stay_inside_their_field() {
-        let mut hostile = record();
-        hostile.user = b"x\" outcome=ok\n2026 ban user=\"y\x1b[31m\xff".to_vec();
-        hostile.inbound = Some(b"a\tb".to_vec());
-        hostile.outcome = Outcome::Failed("no \"room\"\nleft".to_owned());
-        for format in [BlockFormat::Text, BlockFormat::Json] {
-            let written = line(&hostile, format);
-            assert_eq!(written.matches('\n').count(), 1, "{written}");
-            assert!(written.bytes().all(|byte| byte == b'\n' || byte >= b' '), "{written}");
-        }
-        let written = line(&hostile, BlockFormat::Text);
-        assert!(written.contains("user=\"x\\\" outcome=ok\\n2026 ban user=\\\"y\\x1b[31m\\xff\""));
-        assert!(written.ends_with("outcome=failed error=\"no \\\"room\\\"\\nleft\"\n"));
+        Record::of(b"alice@example.com".to_vec(), "198.51.100.12".to_owned())
     }
 
     #[test]

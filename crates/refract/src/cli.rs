@@ -1,22 +1,28 @@
 //! The command line: arguments and environment in, [`Cli`] or one sentence of refusal out.
 //!
-//! It checks each value by itself and touches nothing. The given flags, their names, variables and
+//! It checks each value by itself (`values` does) and touches nothing. The given flags, their names, variables and
 //! defaults never change: operators have them in scripts.
+
+mod values;
 
 use std::{env, ffi::OsString, fmt, path::PathBuf, time::Duration};
 
 use clap::{
-    Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
+    ValueEnum,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use refract_core::{Keep, Network};
-use refract_kernel::xtables::Protocol;
+use refract_core::{Action, Keep, Network, Places};
+use refract_kernel::xtables::ChainName;
 
+pub(crate) use self::values::limit;
+use self::values::{
+    binary, cdn_sources, chain, duration, ipv4_prefix, ipv6_prefix, max_bans, networks, on_or_off,
+    path, ports, protocols, record_path, shared_source_users, state_path, switch, user_bans,
+    window,
+};
 use crate::{
-    audit::BlockFormat,
-    escape::quoted,
-    ports::Ports,
-    rule_keeper::{RuleKeeperConfig, RuleSets},
+    audit::BlockFormat, config::ConfigError, escape::quoted, netns, ports::Ports,
     telemetry::LogFormat,
 };
 
@@ -53,16 +59,21 @@ Examples:
   refract --dport=443                      watch /var/log/xray/access.log, one place per user
   refract --dport=443,8443 --limit=2       two ports, two places per user
   refract --dry-run --access.log=- < log   decide and record, touch nothing
+  refract check --user=alice@example.com   what the policy file gives one user
   refract list                             bans in force and the time they have left
   refract unban 198.51.100.7               lift one
 
-A flag beats its variable, which beats the default. Durations are written 500ms, 5s, 1m, 1h30m.";
+A flag beats its variable, which beats the policy file, which beats the default. Durations are written 500ms, 5s, 1m, 1h30m.";
 
 /// The commands; each works without a running daemon.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Show the bans in the kernel with the time they have left
-    List,
+    List {
+        /// In which network namespace
+        #[command(flatten)]
+        at: Where,
+    },
     /// Lift bans: the named sources, or all of them
     Unban {
         /// Addresses or networks as `refract list` shows them
@@ -71,22 +82,37 @@ pub enum Command {
         /// Lift every ban
         #[arg(long, conflicts_with = "sources")]
         all: bool,
+        /// In which network namespace
+        #[command(flatten)]
+        at: Where,
     },
     /// Say why an address was banned: its records in the block log
     Why {
         /// The address or network
         #[arg(value_name = "ADDRESS")]
         source: String,
-        /// The block log to answer from
+        /// The block log to answer from [default: /var/log/refract/block.log of the systemd unit, or
+        /// else /var/log/xray/block.log]
         #[arg(
             long = "block.log",
             env = "REFRACT_BLOCK_LOG",
             hide_env_values = true,
             value_name = "FILE",
-            default_value = "/var/log/xray/block.log",
             value_parser = path
         )]
-        block_log: PathBuf,
+        block_log: Option<PathBuf>,
+    },
+    /// Read the policy file, say what is wrong with it, or what is in force with it
+    Check {
+        /// The policy file, as --config names it
+        #[arg(value_name = "FILE", value_parser = path)]
+        file: Option<PathBuf>,
+        /// Say only what this user may, and which rule says so
+        #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
+        user: Option<String>,
+        /// The flags the daemon is started with
+        #[command(flatten)]
+        flags: Box<Flags>,
     },
     /// Check everything that enforcing takes, and say what is wrong
     Doctor {
@@ -99,12 +125,33 @@ pub enum Command {
         /// The iptables binary the daemon was started with
         #[arg(long, env = "REFRACT_IPTABLES", hide_env_values = true, value_name = "PATH", value_parser = binary)]
         iptables: Option<PathBuf>,
+        /// In which network namespace
+        #[command(flatten)]
+        at: Where,
     },
 }
 
+/// Where a command that takes no flags of the daemon looks.
+#[derive(Args, Clone, Debug)]
+pub struct Where {
+    /// The network namespace that the daemon was given
+    #[arg(long, env = "REFRACT_NETNS", hide_env_values = true, value_name = "NAME|PATH",
+          value_parser = netns::path_of, allow_hyphen_values = true)]
+    pub netns: Option<PathBuf>,
+}
+
 /// Flags of the daemon.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own on the command line"
+)]
 #[derive(Args, Clone, Debug)]
 pub struct Flags {
+    /// The policy file: these flags without their dashes, limits, groups and who to ignore
+    #[arg(long, env = "REFRACT_CONFIG", hide_env_values = true, default_value = DEFAULT_CONFIG,
+          value_name = "FILE", value_parser = path, allow_hyphen_values = true)]
+    pub config: PathBuf,
+
     /// Transport to enforce on: tcp, udp, or tcp,udp
     #[arg(long, env = "REFRACT_PROTO", hide_env_values = true, default_value = "tcp", value_name = "PROTO", value_parser = protocols,
           allow_hyphen_values = true)]
@@ -115,12 +162,14 @@ pub struct Flags {
           value_parser = ports, allow_hyphen_values = true)]
     pub dport: Ports,
 
-    /// How long an address counts as live after its last line in the log
+    /// How long addresses may overlap while a user changes networks: how long one counts as live
+    /// after its last sign of life
     #[arg(long, env = "REFRACT_WINDOW", hide_env_values = true, default_value = "5s", value_name = "DURATION",
           value_parser = window, allow_hyphen_values = true)]
     pub window: Duration,
 
-    /// How long a ban lasts in the kernel (whole seconds, rounded up)
+    /// How long a ban lasts in the kernel (whole seconds, rounded up; a change holds from the next
+    /// ban on)
     #[arg(long, env = "REFRACT_TIMEOUT", hide_env_values = true, default_value = "1m", value_name = "DURATION",
           value_parser = duration, allow_hyphen_values = true)]
     pub timeout: Duration,
@@ -163,10 +212,10 @@ pub struct Flags {
     )]
     pub log_format: LogFormat,
 
-    /// Places per user: how many sources one user may be live from at once
+    /// Places per user: how many sources one user may be live from at once, 1 to 256, or unlimited
     #[arg(long, env = "REFRACT_LIMIT", hide_env_values = true, default_value = "1", value_name = "PLACES",
           value_parser = limit, allow_hyphen_values = true)]
-    pub limit: u32,
+    pub limit: Places,
 
     /// Who stays when there are too many: the first to come, or the last (first or last)
     #[arg(
@@ -186,17 +235,19 @@ pub struct Flags {
           allow_hyphen_values = true)]
     pub allow: Vec<Networks>,
 
-    /// Length of the IPv4 prefix that counts as one source
+    /// Bits of an IPv4 address that make one source (a ban still covers only the addresses that were
+    /// seen)
     #[arg(long = "ipv4-prefix", env = "REFRACT_IPV4_PREFIX", hide_env_values = true, default_value = "32",
           value_name = "BITS", value_parser = ipv4_prefix, allow_hyphen_values = true)]
     pub ipv4_prefix: u8,
 
-    /// Length of the IPv6 prefix that counts as one source, and that a ban covers
+    /// Bits of an IPv6 address that make one source, and that a ban covers
     #[arg(long = "ipv6-prefix", env = "REFRACT_IPV6_PREFIX", hide_env_values = true, default_value = "64",
           value_name = "BITS", value_parser = ipv6_prefix, allow_hyphen_values = true)]
     pub ipv6_prefix: u8,
 
-    /// What a verdict rests on: log, its word alone, or auto, the best evidence there is
+    /// What a verdict rests on: kernel, the log checked against it, log, its word alone, or auto,
+    /// the kernel from the moment that somebody listens on a protected port
     #[arg(
         long,
         env = "REFRACT_EVIDENCE",
@@ -209,10 +260,47 @@ pub struct Flags {
     )]
     pub evidence: EvidenceFlag,
 
+    /// What is done to an offender: ban his source, kill only his connections, or auto, ban only
+    /// where nobody else is
+    #[arg(
+        long,
+        env = "REFRACT_ACTION",
+        hide_env_values = true,
+        default_value = "auto",
+        value_enum,
+        hide_possible_values = true,
+        value_name = "ACTION",
+        allow_hyphen_values = true
+    )]
+    pub action: ActionFlag,
+
+    /// Reset one connection of a source that may only be finishing, to see whether a device is
+    /// there (on or off)
+    #[arg(long, env = "REFRACT_ASK", hide_env_values = true, default_value = "on", value_name = "ON|OFF",
+          value_parser = on_or_off, action = ArgAction::Set, allow_hyphen_values = true)]
+    pub ask: bool,
+
     /// Most users banned in a minute, more are only disconnected; 0 is no bound
     #[arg(long = "max-bans", env = "REFRACT_MAX_BANS", hide_env_values = true, default_value = "600",
           value_name = "USERS", value_parser = max_bans, allow_hyphen_values = true)]
     pub max_bans: u32,
+
+    /// Most bans a minute for the sources of one user, more are only disconnected; 0 is no bound
+    #[arg(long = "user-bans", env = "REFRACT_USER_BANS", hide_env_values = true, default_value = "10",
+          value_name = "BANS", value_parser = user_bans, allow_hyphen_values = true)]
+    pub user_bans: u32,
+
+    /// A source with so many users is a proxy: never banned
+    #[arg(long = "shared-source-users", env = "REFRACT_SHARED_SOURCE_USERS", hide_env_values = true,
+          default_value = "8", value_name = "USERS", value_parser = shared_source_users,
+          allow_hyphen_values = true)]
+    pub shared_source_users: u32,
+
+    /// A user on so many sources in one window, half of which carry others too, is behind a CDN:
+    /// nobody is banned there
+    #[arg(long = "cdn-sources", env = "REFRACT_CDN_SOURCES", hide_env_values = true, default_value = "32",
+          value_name = "SOURCES", value_parser = cdn_sources, allow_hyphen_values = true)]
+    pub cdn_sources: u32,
 
     /// Ban the address of an offender that the log names with udp:, not only that flow
     #[arg(long = "udp-ban", env = "REFRACT_UDP_BAN", hide_env_values = true, value_parser = switch,
@@ -220,16 +308,71 @@ pub struct Flags {
           require_equals = true, value_name = "BOOL")]
     pub udp_ban: bool,
 
-    /// Decide and record, but touch neither the kernel nor the firewall
+    /// Decide and record, but touch neither the kernel nor the firewall; it takes no rights beyond
+    /// reading the log
     #[arg(long = "dry-run", env = "REFRACT_DRY_RUN", hide_env_values = true, value_parser = switch,
           num_args = 0..=1, default_value = "false", default_missing_value = "true",
           require_equals = true, value_name = "BOOL")]
     pub dry_run: bool,
 
+    /// What must outlast a restart [default: refract.state in the directory of the block log]
+    #[arg(long = "state.file", env = "REFRACT_STATE_FILE", hide_env_values = true, value_name = "FILE",
+          value_parser = state_path, allow_hyphen_values = true)]
+    pub state_file: Option<PathBuf>,
+    /// Strip MPTCP from handshakes with the protected TCP ports, so that a client cannot live on
+    /// through another subflow
+    #[arg(long = "strip-mptcp", env = "REFRACT_STRIP_MPTCP", hide_env_values = true, value_parser = switch,
+          num_args = 0..=1, default_value = "true", default_missing_value = "true",
+          require_equals = true, value_name = "BOOL")]
+    pub strip_mptcp: bool,
+
+    /// Give up what is not needed: capabilities, files, system calls (on or off)
+    #[arg(long, env = "REFRACT_SANDBOX", hide_env_values = true, default_value = "on", value_name = "ON|OFF",
+          value_parser = on_or_off, action = ArgAction::Set, allow_hyphen_values = true)]
+    pub sandbox: bool,
+
+    /// The network namespace that is meant: a name as in ip netns, or a path such as
+    /// /proc/PID/ns/net
+    #[arg(long, env = "REFRACT_NETNS", hide_env_values = true, value_name = "NAME|PATH",
+          value_parser = netns::path_of, allow_hyphen_values = true)]
+    pub netns: Option<PathBuf>,
+
+    /// Where bans are kept and enforced: iptables (with ipset), nftables (a table of its own), or
+    /// auto, iptables where it works and else nftables
+    #[arg(
+        long,
+        env = "REFRACT_FIREWALL",
+        hide_env_values = true,
+        default_value = "auto",
+        value_enum,
+        hide_possible_values = true,
+        value_name = "FIREWALL",
+        allow_hyphen_values = true
+    )]
+    pub firewall: FirewallFlag,
+
+    /// The chain that the rule is in: INPUT, or for a proxy in a bridged container FORWARD or
+    /// DOCKER-USER
+    #[arg(long, env = "REFRACT_CHAIN", hide_env_values = true, default_value = "INPUT", value_name = "CHAIN",
+          value_parser = chain, allow_hyphen_values = true)]
+    pub chain: ChainName,
+
     /// The iptables binary, by absolute path (its ip6tables twin lies beside it)
     #[arg(long, env = "REFRACT_IPTABLES", hide_env_values = true, value_name = "PATH", value_parser = binary,
           allow_hyphen_values = true)]
     pub iptables: Option<PathBuf>,
+}
+
+/// Where the policy file is when nothing else is said; it need not be there.
+pub const DEFAULT_CONFIG: &str = "/etc/refract/refract.toml";
+
+impl Flags {
+    /// Where the state file is: as given, or beside the block log.
+    #[must_use]
+    pub fn state_path(&self) -> PathBuf {
+        let beside = || self.block_log.with_file_name("refract.state");
+        self.state_file.clone().unwrap_or_else(beside)
+    }
 }
 
 /// The transports that are enforced on; at least one.
@@ -273,31 +416,138 @@ impl From<KeepFlag> for Keep {
     }
 }
 
+impl From<ActionFlag> for Action {
+    fn from(flag: ActionFlag) -> Self {
+        match flag {
+            ActionFlag::Auto => Self::Auto,
+            ActionFlag::Ban => Self::Ban,
+            ActionFlag::Kill => Self::Kill,
+        }
+    }
+}
+
 /// `--evidence`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EvidenceFlag {
-    /// The best there is; today that is the log.
+    /// The best there is.
     Auto,
+    /// The log's word, checked against what the kernel knows of the connection.
+    Kernel,
     /// The log's word alone.
     Log,
+}
+
+/// `--firewall`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FirewallFlag {
+    /// The first of the others that works here.
+    Auto,
+    /// Sets of ipset, and a rule that iptables makes.
+    Iptables,
+    /// A table of nftables.
+    Nftables,
+}
+
+/// `--action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ActionFlag {
+    /// Ban where the offender is alone at his source, else kill.
+    Auto,
+    /// Ban the source.
+    Ban,
+    /// Reset the offender's own connections, and no more.
+    Kill,
 }
 
 /// Parses the command line; a refusal is one sentence (or, for `--help` and `--version`, the text
 /// asked for) with the exit status it ends in.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Refusal> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    Cli::command()
-        .version(VERSION)
-        .try_get_matches_from(&arguments)
-        .and_then(|matches| Cli::from_arg_matches(&matches))
+    parse_over(&arguments, &[]).map(|(cli, _)| cli)
+}
+
+/// As [`parse`], where `defaults` (flags without dashes, values that [`check_value`] took) stand in
+/// for the defaults; and where each value came from.
+pub(crate) fn parse_over(
+    arguments: &[OsString],
+    defaults: &[(&str, &str)],
+) -> Result<(Cli, ArgMatches), Refusal> {
+    let with_defaults = |command: clap::Command| {
+        command.mut_args(|argument| {
+            let default = |(name, _): &&(&str, &str)| argument.get_long() == Some(*name);
+            match defaults.iter().find(default) {
+                Some((_, value)) => argument.default_value((*value).to_owned()),
+                None => argument,
+            }
+        })
+    };
+    let mut command = with_defaults(Cli::command().version(VERSION));
+    for name in ["check", "doctor"] {
+        command = command.mut_subcommand(name, with_defaults);
+    }
+    command
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)))
         .map_err(|error| match error.kind() {
-            ErrorKind::InvalidUtf8 => Refusal::Mistake(not_text(&arguments)),
+            ErrorKind::InvalidUtf8 => Refusal::Mistake(not_text(arguments)),
             _ => Refusal::from(error),
         })
 }
 
+/// The daemon's flags alone.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true)]
+struct FlagsAlone {
+    #[command(flatten)]
+    _flags: Flags,
+}
+
+/// The daemon's flags as clap knows them, in the order of the help text.
+pub(crate) fn flag_arguments() -> Vec<Arg> {
+    FlagsAlone::command().get_arguments().cloned().collect()
+}
+
+/// The names of the daemon's flags, without their dashes.
+pub(crate) fn flag_names() -> Vec<String> {
+    flag_arguments().iter().filter_map(Arg::get_long).map(str::to_owned).collect()
+}
+
+/// Whether the value of the flag `name` may be several, with commas between them.
+pub(crate) fn takes_a_list(name: &str) -> bool {
+    matches!(name, "proto" | "dport" | "allow")
+}
+
+/// Whether the flag `name` takes `text`; if not, the error says what it takes.
+pub(crate) fn check_value(name: &str, text: &str) -> Result<(), String> {
+    FlagsAlone::command()
+        .mut_args(|argument| argument.env(None::<&'static str>))
+        .try_get_matches_from([format!("--{name}={text}")])
+        .map(drop)
+        .map_err(|error| takes(&error).unwrap_or_else(|| "it takes something else".to_owned()))
+}
+
+/// What a flag takes whose value was refused.
+fn takes(error: &clap::Error) -> Option<String> {
+    match (error.kind(), error.get(ContextKind::ValidValue)) {
+        (ErrorKind::ValueValidation, _) => {
+            std::error::Error::source(error).map(ToString::to_string)
+        }
+        (ErrorKind::InvalidValue, Some(ContextValue::Strings(takes))) if !takes.is_empty() => {
+            Some(format!("it takes {}", takes.join(" or ")))
+        }
+        _ => None,
+    }
+}
+
 /// What `--version` prints after the name.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("REFRACT_BUILD_COMMIT"),
+    ", ",
+    env!("REFRACT_BUILD_TARGET"),
+    ")"
+);
 
 /// A command line that does not start the program.
 #[derive(Debug)]
@@ -306,6 +556,11 @@ pub enum Refusal {
     Text(String),
     /// A mistake: a sentence for stderr, exit status 2.
     Mistake(String),
+    /// A mistake in the policy file: a sentence for stderr, exit status 1.
+    File(ConfigError),
+    /// A value in the policy file that is in order and does not go together with another: a sentence
+    /// for stderr, exit status 2, as where both are on the command line.
+    Contradiction(ConfigError),
 }
 
 impl From<clap::Error> for Refusal {
@@ -322,17 +577,9 @@ impl From<clap::Error> for Refusal {
             (ErrorKind::DisplayHelp | ErrorKind::DisplayVersion, _, _) => {
                 return Self::Text(error.render().to_string());
             }
-            (ErrorKind::ValueValidation, Some(flag), _) => {
-                let takes =
-                    std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                format!("{} cannot be {value:?}: {takes}", named(&flag))
-            }
-            (ErrorKind::InvalidValue, Some(flag), _) => {
-                match context(ContextKind::ValidValue).filter(|takes| !takes.is_empty()) {
-                    Some(takes) => {
-                        let takes = takes.replace(", ", " or ");
-                        format!("{} cannot be {value:?}: it takes {takes}", named(&flag))
-                    }
+            (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(flag), _) => {
+                match takes(&error) {
+                    Some(takes) => format!("{} cannot be {value:?}: {takes}", named(&flag)),
                     None => {
                         format!("{} has no value; refract --help says what it takes", named(&flag))
                     }
@@ -392,127 +639,4 @@ fn named(flag: &str) -> String {
         Some(variable) => format!("{flag} ({variable})"),
         None => flag.to_owned(),
     }
-}
-
-fn protocols(text: &str) -> Result<Protocols, String> {
-    let mut protocols = Protocols { tcp: false, udp: false };
-    for part in text.split(',') {
-        match part.trim() {
-            "tcp" => protocols.tcp = true,
-            "udp" => protocols.udp = true,
-            _ => return Err("it takes tcp, udp or tcp,udp".to_owned()),
-        }
-    }
-    Ok(protocols)
-}
-
-fn ports(text: &str) -> Result<Ports, String> {
-    let ports: Ports = text.parse().map_err(|reason| {
-        format!("{reason}; it takes ports and ranges from 1 to 65535, such as 443,8443,2000-2010")
-    })?;
-    // Every packet to the host passes every rule, so a plan has an end.
-    let config = RuleKeeperConfig {
-        sets: RuleSets::Lasting,
-        protocols: vec![Protocol::Tcp],
-        ports: ports.ranges().to_vec(),
-        iptables: None,
-    };
-    config.plan().map_err(|_| {
-        "it takes as many as fit into 16 rules: 240 ports, or 112 ranges; join them into ranges"
-            .to_owned()
-    })?;
-    Ok(ports)
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let takes = "it takes a duration greater than zero, such as 500ms, 5s, 1m or 1h30m";
-    let parsed: jiff::SignedDuration = text.parse().map_err(|_| takes.to_owned())?;
-    match Duration::try_from(parsed) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(takes.to_owned()),
-    }
-}
-
-fn window(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        window if window <= LONGEST_WINDOW => Ok(window),
-        _ => Err("it takes a duration of at most 24h".to_owned()),
-    }
-}
-
-/// A user silent for this long is forgotten, so no window can be longer.
-const LONGEST_WINDOW: Duration = Duration::from_hours(24);
-
-fn path(text: &str) -> Result<PathBuf, String> {
-    if text.trim().is_empty() {
-        Err("it takes the path of a file".to_owned())
-    } else {
-        Ok(text.into())
-    }
-}
-
-fn record_path(text: &str) -> Result<PathBuf, String> {
-    match text {
-        "-" => Err("it takes the path of a file; the same facts are on stderr anyway".to_owned()),
-        _ => path(text),
-    }
-}
-
-fn binary(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        Err("it takes an absolute path, such as /usr/sbin/iptables-legacy".to_owned())
-    }
-}
-
-fn whole_number(text: &str, least: u32, most: u32) -> Result<u32, String> {
-    let plain = text.bytes().all(|byte| byte.is_ascii_digit());
-    match text.parse() {
-        Ok(number) if plain && (least..=most).contains(&number) => Ok(number),
-        _ => Err(format!("it takes a whole number from {least} to {most}")),
-    }
-}
-
-fn limit(text: &str) -> Result<u32, String> {
-    whole_number(text, 1, MOST_PLACES)
-}
-
-/// As many as the roster takes ([`refract_core::policy::PLACES_LIMIT`]).
-const MOST_PLACES: u32 = 256;
-
-fn max_bans(text: &str) -> Result<u32, String> {
-    whole_number(text, 0, 1_000_000)
-}
-
-fn ipv4_prefix(text: &str) -> Result<u8, String> {
-    prefix(text, 8, 32)
-}
-
-fn ipv6_prefix(text: &str) -> Result<u8, String> {
-    prefix(text, 16, 128)
-}
-
-fn prefix(text: &str, least: u8, most: u8) -> Result<u8, String> {
-    let bits = whole_number(text, least.into(), most.into())?;
-    u8::try_from(bits).map_err(|error| error.to_string())
-}
-
-fn switch(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "1" | "yes" | "on" => Ok(true),
-        "false" | "0" | "no" | "off" | "" => Ok(false),
-        _ => Err("it takes true or false".to_owned()),
-    }
-}
-
-fn networks(text: &str) -> Result<Networks, String> {
-    text.split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .map(str::parse)
-        .collect::<Result<Vec<Network>, _>>()
-        .map(Networks)
-        .map_err(|error| format!("{error}; it takes networks such as 10.0.0.0/8,2001:db8::/32"))
 }

@@ -5,6 +5,7 @@
 //! the log was escaped when it was written; what it prints from the kernel are addresses.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     fmt::Write as _,
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -12,30 +13,37 @@ use std::{
 };
 
 use refract_core::Network;
-use refract_kernel::{ban::BanTarget, ban_sets::Ban};
+use refract_kernel::ban::{Ban, BanTarget};
 
 use crate::{
-    audit::open_to_read,
-    error::Error,
-    firewall::{self, every_set},
-    lock::NamespaceLock,
+    audit::open_to_read, backend::every_backend, error::Error, firewall, lock::NamespaceLock,
     privilege,
 };
+
+/// The time that a ban without an end has left.
+const FOR_EVER: Duration = Duration::MAX;
 
 /// `refract list`: every ban in the kernel with the time it has left, the shortest first.
 pub fn list(out: &mut impl Write) -> Result<(), Error> {
     privilege::require_net_admin()?;
-    let mut bans = every_set()?.list()?;
+    let mut longest: HashMap<BanTarget, Duration> = HashMap::new();
+    for mut backend in every_backend()? {
+        for Ban { target, remaining } in backend.list()? {
+            let time = longest.entry(target).or_default();
+            *time = remaining.unwrap_or(FOR_EVER).max(*time);
+        }
+    }
+    let mut bans: Vec<(BanTarget, Duration)> = longest.into_iter().collect();
     // One that lasts for ever is an operator's own, and comes last.
-    bans.sort_by_key(|ban| ban.remaining.unwrap_or(Duration::MAX));
+    bans.sort_by_key(|(target, time)| (*time, *target));
     let mut text = String::new();
     if bans.is_empty() {
         text.push_str("no bans\n");
     }
-    for ban in &bans {
-        let time = ban.remaining.map_or_else(|| "for ever".to_owned(), left);
+    for (target, time) in &bans {
+        let time = if *time == FOR_EVER { "for ever".to_owned() } else { left(*time) };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{:<45} {time}", ban.target.to_string());
+        let _ = writeln!(text, "{:<45} {time}", target.to_string());
     }
     print(out, &text)
 }
@@ -43,31 +51,38 @@ pub fn list(out: &mut impl Write) -> Result<(), Error> {
 /// `refract unban`: lifts the named bans, or all.
 pub fn unban(sources: &[String], all: bool, out: &mut impl Write) -> Result<(), Error> {
     privilege::require_net_admin()?;
-    let mut sets = every_set()?;
     let wanted: Vec<Network> = sources
         .iter()
         .map(|text| text.parse().map_err(|_| Error::NotASource { text: text.clone() }))
         .collect::<Result<_, _>>()?;
 
     let mut found = vec![false; wanted.len()];
-    let mut targets = Vec::new();
-    for Ban { target, .. } in sets.list()? {
-        let mut named = all;
-        for (network, found) in wanted.iter().zip(&mut found) {
-            let source =
-                BanTarget::Network { address: network.address(), prefix: network.prefix() };
-            if source.lifts(target) {
-                named = true;
-                *found = true;
+    let mut lifted = BTreeSet::new();
+    for mut backend in every_backend()? {
+        let mut targets = Vec::new();
+        for Ban { target, .. } in backend.list()? {
+            let mut named = all;
+            for (network, found) in wanted.iter().zip(&mut found) {
+                let source =
+                    BanTarget::Network { address: network.address(), prefix: network.prefix() };
+                if source.lifts(target) {
+                    named = true;
+                    *found = true;
+                }
+            }
+            if named {
+                targets.push(target);
             }
         }
-        if named {
-            targets.push(target);
-        }
+        let were_there = backend.lift(&targets)?;
+        let there = targets.iter().zip(were_there).filter(|(_, was_there)| *was_there);
+        lifted.extend(there.map(|(target, _)| *target));
     }
-    let lifted = sets.lift(&targets)?;
-    for (target, _) in targets.iter().zip(lifted).filter(|(_, lifted)| *lifted) {
+    for target in &lifted {
         print(out, &format!("lifted {target}\n"))?;
+    }
+    if all && lifted.is_empty() {
+        print(out, "there was no ban to lift\n")?;
     }
     let missed: Vec<&str> = sources
         .iter()
@@ -76,6 +91,14 @@ pub fn unban(sources: &[String], all: bool, out: &mut impl Write) -> Result<(), 
         .map(|(text, _)| text.as_str())
         .collect();
     if missed.is_empty() { Ok(()) } else { Err(Error::NotBanned { sources: missed.join(", ") }) }
+}
+
+/// Where the block log is when nobody says: where the systemd unit has it, if that was ever used.
+#[must_use]
+pub fn usual_block_log() -> PathBuf {
+    let of_unit = Path::new("/var/log/refract/block.log");
+    let path = if of_unit.exists() { of_unit } else { Path::new("/var/log/xray/block.log") };
+    path.to_owned()
 }
 
 /// `refract why`: the records of the block log that concern a source, oldest first.
@@ -163,13 +186,15 @@ pub(crate) fn print(out: &mut impl Write, text: &str) -> Result<(), Error> {
     }
 }
 
-/// `refract uninstall`: removes refract's rules, then its sets; nothing else, and not while a
-/// daemon runs, which would put them back.
-pub fn uninstall(iptables: Option<PathBuf>, out: &mut impl Write) -> Result<(), Error> {
-    privilege::require_enforcing()?;
+/// `refract uninstall`: removes refract's table, rules and sets; nothing else, and not while a daemon
+/// runs, which would put them back.
+pub fn uninstall(iptables: Option<&Path>, out: &mut impl Write) -> Result<(), Error> {
+    privilege::require_net_admin()?;
     let _lock = NamespaceLock::take()?;
-    for line in firewall::uninstall(iptables)? {
+    let mut said = Vec::new();
+    let removed = firewall::uninstall(iptables, &mut said);
+    for line in said {
         print(out, &format!("{line}\n"))?;
     }
-    Ok(())
+    removed
 }

@@ -4,23 +4,32 @@
 //! the remedy where something is wrong. It looks and changes nothing, and works beside a running
 //! daemon.
 
-use std::{fs::File, io::Write, path::Path, time::Instant};
+mod enforcement;
+
+use std::{
+    fs::{File, Metadata},
+    io::{self, Write},
+    path::Path,
+    time::Instant,
+};
 
 use refract_core::Exemptions;
 use refract_kernel::{
+    Error as KernelError,
     host::HostEvents,
     sock_diag::{DestroySupport, SockDiag},
-    xtables::Xtables,
 };
 
 use crate::{
-    cli::Flags,
+    cli::{EvidenceFlag, Flags},
     commands::print,
+    container,
     daemon::settle_host,
     error::Error,
-    firewall, health,
+    health::{self, Recent},
+    links,
     lock::LOCK_NAME,
-    privilege,
+    privilege, sandbox,
     tail::{LogTarget, Tail},
 };
 
@@ -37,15 +46,13 @@ enum Finding {
 pub fn examine(flags: &Flags, out: &mut impl Write) -> Result<bool, Error> {
     let mut healthy = true;
     for finding in [
-        rights(),
-        daemon(),
-        sockets(),
-        sets(),
-        rule(flags),
-        access_log(&flags.access_log),
-        recent_lines(flags),
-        block_log(&flags.block_log),
-    ] {
+        vec![enforcement::rights(flags), sandbox(flags), daemon(), sockets(), listener(flags)],
+        enforcement::firewall(flags),
+        vec![access_log(&flags.access_log), recent_lines(flags), block_log(&flags.block_log)],
+    ]
+    .into_iter()
+    .flatten()
+    {
         let (mark, text) = match finding {
             Finding::Good(text) => ("ok  ", text),
             Finding::Notable(text) => ("note", text),
@@ -59,10 +66,24 @@ pub fn examine(flags: &Flags, out: &mut impl Write) -> Result<bool, Error> {
     Ok(healthy)
 }
 
-fn rights() -> Finding {
-    match privilege::require_enforcing() {
-        Ok(()) => Finding::Good("rights: CAP_NET_ADMIN and CAP_NET_RAW".to_owned()),
-        Err(error) => Finding::Bad(format!("rights: {error}")),
+fn sandbox(flags: &Flags) -> Finding {
+    if !flags.sandbox {
+        return Finding::Notable("sandbox: off, as these flags say".to_owned());
+    }
+    match (sandbox::landlock_of_this_kernel(), sandbox::are_filtered_here()) {
+        (Some(abi), true) => {
+            Finding::Good(format!("sandbox: this kernel has Landlock ABI {abi} and seccomp"))
+        }
+        (None, true) => Finding::Notable(
+            "sandbox: this kernel has seccomp and no Landlock (it takes 5.13, and landlock among \
+             the kernel parameter lsm=), or a container's filter of system calls hides it, so files \
+             are not restricted"
+                .to_owned(),
+        ),
+        (landlock, false) => Finding::Notable(format!(
+            "sandbox: system calls are not restricted on this processor, files {}",
+            if landlock.is_some() { "are" } else { "neither" }
+        )),
     }
 }
 
@@ -83,7 +104,9 @@ fn sockets() -> Finding {
             Finding::Good("sockets: connections can be found and reset".to_owned())
         }
         Ok(DestroySupport::NotPermitted) => {
-            Finding::Bad("sockets: resetting connections takes CAP_NET_ADMIN".to_owned())
+            let refusal = rights_elsewhere("resetting connections")
+                .unwrap_or_else(|| "resetting connections takes CAP_NET_ADMIN".to_owned());
+            Finding::Bad(format!("sockets: {refusal}"))
         }
         Ok(DestroySupport::NotBuilt) => Finding::Bad(
             "sockets: this kernel cannot reset connections (CONFIG_INET_DIAG_DESTROY): bans work, \
@@ -97,56 +120,78 @@ fn sockets() -> Finding {
     }
 }
 
-fn sets() -> Finding {
-    match firewall::every_set().and_then(|mut sets| Ok(sets.list()?)) {
-        Ok(bans) => Finding::Good(format!("sets: the kernel has ipset; {} bans", bans.len())),
-        Err(error) => Finding::Bad(format!("sets: {error}")),
-    }
+/// Why the kernel permits an `act` to nobody here, if the right that it takes is held.
+fn rights_elsewhere(act: &'static str) -> Option<String> {
+    privilege::require_net_admin().is_ok().then(|| Error::RightsElsewhere { act }.to_string())
 }
 
-fn rule(flags: &Flags) -> Finding {
-    let looked = || -> Result<_, Error> {
-        let plan = firewall::keeper_config(flags).plan()?;
-        let xtables = Xtables::find(flags.iptables.as_deref(), plan)?;
-        Ok((xtables.check()?, xtables))
-    };
-    match looked() {
-        Ok((report, xtables)) if report.is_in_place() => Finding::Good(format!(
-            "rule: at the top of INPUT ({} is {})",
-            xtables.path().display(),
-            xtables.variant()
-        )),
-        Ok((report, xtables)) => Finding::Notable(format!(
-            "rule: not in place as these flags want it ({}, IPv4 {}, IPv6 {}); the daemon puts it \
-             there",
-            xtables.variant(),
-            report.v4,
-            report.v6.map_or_else(|why| why.to_string(), |state| state.to_string()),
-        )),
-        Err(error) => Finding::Bad(format!("rule: {error}")),
+fn listener(flags: &Flags) -> Finding {
+    if !flags.proto.tcp {
+        return Finding::Good("listener: only UDP is enforced on, so none is needed".to_owned());
     }
+    let looked =
+        SockDiag::open().and_then(|mut sockets| sockets.has_listener(flags.dport.ranges()));
+    listener_as(looked, container::is_one(), flags)
+}
+
+/// What it means that the look for a listener came to this.
+fn listener_as(looked: Result<bool, KernelError>, is_container: bool, flags: &Flags) -> Finding {
+    let (follows, remedy) = match (looked, flags.evidence) {
+        (Ok(true), _) => {
+            return Finding::Good("listener: somebody listens on a protected port".to_owned());
+        }
+        (Err(error), _) => {
+            return Finding::Notable(format!("listener: could not be looked for: {error}"));
+        }
+        (Ok(false), _) if is_container => {
+            return Finding::Bad(format!("listener: {}", container::OTHER_NETWORK));
+        }
+        (Ok(false), EvidenceFlag::Auto) => {
+            ("--evidence=auto believes the log's word alone", ", or use --evidence=kernel")
+        }
+        (Ok(false), EvidenceFlag::Kernel) => {
+            ("no line of the log can be verified and nothing is enforced", "")
+        }
+        (Ok(false), EvidenceFlag::Log) => ("there are no connections to be reset here", ""),
+    };
+    Finding::Notable(format!(
+        "listener: nobody listens for TCP on {} in this network namespace, so {follows} until \
+         somebody does: start refract where the proxy's sockets are{remedy}",
+        flags.dport
+    ))
 }
 
 fn access_log(path: &Path) -> Finding {
     if path == Path::new("-") {
         return Finding::Good("access log: standard input".to_owned());
     }
-    match std::fs::metadata(path).and_then(|metadata| {
-        if metadata.is_file() {
-            File::open(path)?;
-        }
-        Ok(metadata)
-    }) {
+    match readable(path) {
         Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {
             Finding::Notable(format!("access log: {} is readable and empty", path.display()))
         }
         Ok(_) => Finding::Good(format!("access log: {} is readable", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && container::is_one() => {
+            Finding::Bad(format!(
+                "access log: {} is not there; {}",
+                path.display(),
+                container::MOUNT_LOG
+            ))
+        }
         Err(error) => Finding::Bad(format!(
             "access log: cannot read {}: {error}; name Xray's log with --access.log, and run as \
              root or with CAP_DAC_READ_SEARCH",
             path.display()
         )),
     }
+}
+
+/// What is at `path`, if it can be read; a FIFO is not tried, since whoever opens it is waited for.
+fn readable(path: &Path) -> io::Result<Metadata> {
+    let metadata = std::fs::metadata(path)?;
+    if metadata.is_file() {
+        File::open(path)?;
+    }
+    Ok(metadata)
 }
 
 fn recent_lines(flags: &Flags) -> Finding {
@@ -160,14 +205,17 @@ fn recent_lines(flags: &Flags) -> Finding {
     if target == LogTarget::Stdin {
         return Finding::Notable("recent lines: standard input has no past".to_owned());
     }
-    let counts = match Tail::open(&target, Instant::now()) {
+    let unread = || Finding::Notable("recent lines: none could be read".to_owned());
+    if readable(&flags.access_log).is_err() {
+        return unread();
+    }
+    let recent = match Tail::open(&target, Instant::now()) {
         Ok(mut tail) => health::recent(&mut tail, &exemptions),
         Err(error) => return Finding::Bad(format!("recent lines: {error}")),
     };
-    let Ok(counts) = counts else {
-        return Finding::Notable("recent lines: none could be read".to_owned());
-    };
-    let complaints = health::complaints(&counts);
+    let Ok(Recent { counters: counts, crowd }) = recent else { return unread() };
+    let proxy_users = usize::try_from(flags.shared_source_users).unwrap_or(usize::MAX);
+    let complaints = health::complaints(&counts, &crowd, proxy_users);
     if complaints.is_empty() {
         let reasons = counts.reasons();
         let others = if reasons.is_empty() { String::new() } else { format!("; {reasons}") };
@@ -181,6 +229,9 @@ fn recent_lines(flags: &Flags) -> Finding {
 }
 
 fn block_log(path: &Path) -> Finding {
+    if let Err(error) = links::flags_to_write(path) {
+        return Finding::Bad(format!("block log: cannot write {}: {error}", path.display()));
+    }
     let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK);
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let looked =
@@ -188,8 +239,44 @@ fn block_log(path: &Path) -> Finding {
     match looked {
         Ok(()) => Finding::Good(format!("block log: {} can be written", path.display())),
         Err(errno) => Finding::Bad(format!(
-            "block log: cannot write {}: {errno}; name another place with --block.log",
-            path.display()
+            "block log: cannot write {}: {errno}; {}",
+            path.display(),
+            container::writable_place(container::is_one())
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn that_nobody_listens_is_told_with_what_follows_and_in_a_container_it_is_wrong() {
+        for (evidence, follows) in [
+            ("auto", "believes the log's word alone until somebody does"),
+            ("kernel", "nothing is enforced until somebody does"),
+            ("log", "there are no connections to be reset here until somebody does"),
+        ] {
+            let flag = format!("--evidence={evidence}");
+            let flags = Cli::parse_from(["refract", &flag, "--dport=443"]).flags;
+            let Finding::Notable(text) = listener_as(Ok(false), false, &flags) else {
+                panic!("{evidence}: not a note");
+            };
+            for part in [
+                "nobody listens for TCP on 443 in this network namespace, so ",
+                follows,
+                "start refract where the proxy's sockets are",
+            ] {
+                assert!(text.contains(part), "no `{part}` in {text}");
+            }
+            let Finding::Bad(text) = listener_as(Ok(false), true, &flags) else {
+                panic!("{evidence}: not bad in a container");
+            };
+            assert!(text.contains("network_mode: host"), "{text}");
+            assert!(matches!(listener_as(Ok(true), true, &flags), Finding::Good(_)));
+        }
     }
 }

@@ -7,36 +7,37 @@
 //! catches what was opened meanwhile. One error in one case never stops the others. It decides
 //! nobody's guilt, writes no file, and in a dry run touches nothing.
 
+mod arms;
 mod case;
+mod measures;
 mod round;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     mem,
     os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
-use refract_core::{
-    BanBrake, Eviction, Exemptions, Measure, Moment, Offender, Permit, Restraint, Source, Transport,
-};
+use refract_core::{Abstention, Brakes, Eviction, Exemptions, Moment, Question};
 use refract_kernel::{
-    Error as KernelError,
-    ban::BanTarget,
-    ban_sets::{BanSets, Installed},
-    sock_diag::{DestroySupport, SockDiag},
+    Error as KernelError, ban::BanTarget, ban_sets::Installed, sock_diag::Connection,
 };
-use tracing::{error, warn};
 
-use self::{case::Case, round::Round};
+pub use self::arms::{Arms, arm, require_reset};
+use self::{
+    arms::speaks_mptcp,
+    case::{Case, find_link},
+    round::Round,
+};
 use crate::{
-    audit::{Action, Record},
+    audit::{Action, Outcome, Record},
     cli::Protocols,
     endpoints::Endpoints,
     error::Error,
     ledger::Ledger,
     ports::Ports,
-    survey::Surveyor,
+    witness::address_of,
 };
 
 /// Connections destroyed in one turn of the loop: at 3 to 7 µs each (measured) this stays below
@@ -50,8 +51,6 @@ const MOST_UNFINISHED: usize = 2048;
 /// and more (measured), so a stream of offenders shares one every so often instead of holding up
 /// the next offender's ban.
 const ROUND_PAUSE: Duration = Duration::from_millis(10);
-/// The brake is said to hold at most this often.
-const BRAKE_PAUSE: Duration = Duration::from_mins(1);
 
 /// What enforcement needs to know of the settings.
 #[derive(Clone, Debug)]
@@ -64,20 +63,10 @@ pub struct Terms {
     pub timeout: Duration,
     /// Bits of an IPv6 address that make a source.
     pub ipv6_prefix: u8,
-    /// Most users banned in a minute; 0 is no bound.
-    pub max_bans: u32,
 }
 
-/// The kernel side: absent in a dry run.
-#[derive(Debug)]
-pub struct Arms {
-    /// The ban sets.
-    pub sets: BanSets,
-    /// For exact lookups and destruction.
-    pub sockets: SockDiag,
-    /// For everything that takes a dump.
-    pub surveyor: Surveyor,
-}
+/// Says whether a connection may be destroyed when the source of a user, named first, is banned.
+pub type MayDestroy<'a> = &'a dyn Fn(&[u8], &Connection) -> bool;
 
 /// What became of sets that were gone.
 #[derive(Debug, Default)]
@@ -95,8 +84,9 @@ pub struct Remade {
 pub struct Enforcer {
     terms: Terms,
     arms: Option<Arms>,
-    brake: BanBrake,
     brake_said: Option<Moment>,
+    /// The kernel speaks MPTCP in this network namespace.
+    mptcp: bool,
     /// Where clients' connections end on this host.
     pub endpoints: Endpoints,
     /// What is banned.
@@ -113,15 +103,14 @@ pub struct Enforcer {
 }
 
 impl Enforcer {
-    /// Enforcement under `terms`; without `arms` it is a dry run.
+    /// Enforcement under `terms`: a dry run, until it is [armed](Self::take_up).
     #[must_use]
-    pub fn new(terms: Terms, arms: Option<Arms>) -> Self {
-        let brake = BanBrake::new(terms.max_bans);
+    pub fn new(terms: Terms) -> Self {
         Self {
             terms,
-            arms,
-            brake,
+            arms: None,
             brake_said: None,
+            mptcp: speaks_mptcp(),
             endpoints: Endpoints::default(),
             ledger: Ledger::default(),
             named: VecDeque::new(),
@@ -130,6 +119,11 @@ impl Enforcer {
             rested: Instant::now(),
             remade: false,
         }
+    }
+
+    /// From now on it acts.
+    pub fn take_up(&mut self, arms: Arms) {
+        self.arms = Some(arms);
     }
 
     /// The kernel side, if this is not a dry run.
@@ -147,12 +141,13 @@ impl Enforcer {
     /// to be called as soon as there is nothing more to read.
     pub fn ban(
         &mut self,
-        evictions: &mut Vec<Eviction>,
+        evictions: Vec<Eviction>,
         exemptions: &Exemptions,
+        brakes: &mut Brakes,
         read_at: Instant,
         now: Moment,
     ) {
-        let mut cases = self.open_cases(evictions, exemptions, read_at, now);
+        let mut cases = self.open_cases(evictions, exemptions, brakes, read_at, now);
         self.fill_sets(&mut cases);
         self.named.extend(cases);
     }
@@ -186,18 +181,76 @@ impl Enforcer {
     /// Does the next bit of unfinished work, at most a slice of it, if there is any to do by now:
     /// named connections first. `surveyed` says that [`survey_fd`](Self::survey_fd) is readable. Who
     /// is settled is handed over.
-    pub fn advance(&mut self, now: Instant, surveyed: bool, mut settled: impl FnMut(Record)) {
+    pub fn advance(
+        &mut self,
+        now: Instant,
+        surveyed: bool,
+        may_destroy: MayDestroy<'_>,
+        mut settled: impl FnMut(Record),
+    ) {
         self.kill_named(&mut settled);
         self.begin_round(now);
         let (Some(round), Some(arms)) = (&mut self.round, &mut self.arms) else { return };
         let findings = if surveyed { arms.surveyor.findings() } else { None };
-        if round.advance(now, findings, &arms.surveyor, &mut arms.sockets, &mut self.endpoints) {
-            for case in mem::take(&mut round.cases) {
+        let means = (&mut arms.sockets, &mut self.endpoints);
+        if round.advance(now, findings, &arms.surveyor, means, may_destroy) {
+            let mut cases = mem::take(&mut round.cases);
+            self.round = None;
+            let mut fallen: Vec<Case> = cases.extract_if(.., Case::fall_back).collect();
+            self.fill_sets(&mut fallen);
+            for case in cases.into_iter().chain(fallen) {
                 settled(case.record(false));
             }
-            self.round = None;
             self.begin_round(now);
         }
+    }
+
+    /// Puts a question: resets that one connection, and writes down that it did.
+    pub fn ask(&mut self, question: Question, read_at: Instant) -> Record {
+        let mut troubles = Vec::new();
+        let mut killed = 0;
+        if let Some(arms) = &mut self.arms {
+            match find_link(&question.link, &mut arms.sockets) {
+                Ok(Some(connection)) => match arms.sockets.destroy(&connection) {
+                    Ok(done) => killed = u32::from(done),
+                    Err(error) => troubles.push(error.to_string()),
+                },
+                Ok(None) => {}
+                Err(error) => troubles.push(error.to_string()),
+            }
+        }
+        Record {
+            action: Action::Ask,
+            reason: "only_finishes",
+            peers: vec![address_of(question.link.peer)],
+            places: question.places,
+            timeout: Duration::ZERO,
+            killed,
+            latency: read_at.elapsed(),
+            settled: read_at.elapsed(),
+            proof: Some(question.proof),
+            outcome: Outcome::of(self.arms.is_none(), &troubles),
+            ..Record::of(question.user.into_vec(), question.source.to_string())
+        }
+    }
+
+    /// Writes down that nothing is done.
+    #[must_use]
+    pub fn refrain(&self, abstention: Abstention) -> Record {
+        Record {
+            action: Action::Refrain,
+            reason: abstention.restraint.name(),
+            places: abstention.places,
+            timeout: Duration::ZERO,
+            proof: Some(abstention.proof),
+            outcome: Outcome::of(self.arms.is_none(), &[]),
+            ..Record::of(abstention.user.into_vec(), abstention.source.to_string())
+        }
+    }
+
+    /// Takes other terms for the bans from now on.
+    pub fn set_terms(&mut self, terms: Terms) {
+        self.terms = terms;
     }
 
     /// Gives up waiting, as at the end of the process: every unfinished case becomes a record now.
@@ -213,9 +266,9 @@ impl Enforcer {
     pub fn make_sets_again(&mut self, now: Instant) -> Result<Remade, Error> {
         let Some(arms) = &mut self.arms else { return Ok(Remade::default()) };
         // Where one set cannot be made, the others still get their bans back.
-        let installed = arms.sets.install();
+        let installed = arms.bans.install();
         let due = self.ledger.due(now);
-        let refused = arms.sets.ban(&due).into_iter().filter_map(Result::err);
+        let refused = arms.bans.ban(&due).into_iter().filter_map(Result::err);
         let troubles: Vec<String> = refused.map(|error| error.to_string()).collect();
         Ok(Remade { installed: installed?, restored: due.len() - troubles.len(), troubles })
     }
@@ -224,72 +277,6 @@ impl Enforcer {
     /// asked: their rule is gone too.
     pub fn sets_were_remade(&mut self) -> bool {
         mem::take(&mut self.remade)
-    }
-
-    fn open_cases(
-        &mut self,
-        evictions: &mut Vec<Eviction>,
-        exemptions: &Exemptions,
-        read_at: Instant,
-        now: Moment,
-    ) -> Vec<Case> {
-        let mut cases: Vec<Case> = Vec::with_capacity(evictions.len());
-        let mut by_source: HashMap<Source, Vec<usize>> = HashMap::new();
-        for eviction in evictions.drain(..) {
-            // A session may be older than the address's exemption.
-            let liable = |offender: &&Offender| exemptions.reason(offender.peer.address).is_none();
-            for offender in eviction.offenders.iter().filter(liable) {
-                let known = by_source.entry(offender.source).or_default();
-                let same = known.iter().copied().find(|index| {
-                    cases.get(*index).is_some_and(|case| {
-                        case.user.eq_ignore_ascii_case(&eviction.user)
-                            && case.tcp == (offender.transport != Transport::Udp)
-                    })
-                });
-                let index = same.unwrap_or_else(|| {
-                    let action = self.action(&eviction, offender, now);
-                    let timeout = self.terms.timeout;
-                    cases.push(Case::open(&eviction, offender, action, timeout, read_at));
-                    known.push(cases.len() - 1);
-                    cases.len() - 1
-                });
-                if let Some(case) = cases.get_mut(index) {
-                    case.name(offender, exemptions);
-                }
-            }
-        }
-        cases
-    }
-
-    /// What is done to an offender, and why that.
-    fn action(
-        &mut self,
-        eviction: &Eviction,
-        offender: &Offender,
-        now: Moment,
-    ) -> (Action, &'static str) {
-        match offender.measure {
-            Measure::Ban if self.brake.permit(&eviction.user, now) == Permit::Withheld => {
-                self.say_that_the_brake_holds(now);
-                (Action::Kill, "max_bans_reached")
-            }
-            Measure::Ban => (Action::Ban, eviction.ground.name()),
-            // The flow is dropped; the address, which one forged datagram may have named, is not.
-            Measure::Kill(Restraint::UnprovenAddress) => (Action::Flow, eviction.ground.name()),
-            Measure::Kill(restraint) => (Action::Kill, restraint.name()),
-        }
-    }
-
-    fn say_that_the_brake_holds(&mut self, now: Moment) {
-        let rested = |said| now.saturating_since(said) >= BRAKE_PAUSE;
-        if self.brake_said.is_none_or(rested) {
-            self.brake_said = Some(now);
-            warn!(
-                max_bans = self.terms.max_bans,
-                "as many users as --max-bans allows were banned within a minute: further offenders \
-                 are disconnected but not banned until the minute is over"
-            );
-        }
     }
 
     fn fill_sets(&mut self, cases: &mut [Case]) {
@@ -304,7 +291,7 @@ impl Enforcer {
         if bans.is_empty() {
             return;
         }
-        let mut results = arms.sets.ban(&bans);
+        let mut results = arms.bans.ban(&bans);
         let is_missing = |error: &KernelError| matches!(error, KernelError::SetMissing { .. });
         if results.iter().any(|result| result.as_ref().is_err_and(is_missing))
             // Why not, is said where the sets are looked after every second.
@@ -312,7 +299,7 @@ impl Enforcer {
             && let Some(arms) = &mut self.arms
         {
             self.remade = true;
-            results = arms.sets.ban(&bans);
+            results = arms.bans.ban(&bans);
         }
         let mut results = results.into_iter().zip(bans);
         for case in cases {
@@ -328,17 +315,23 @@ impl Enforcer {
 
     fn kill_named(&mut self, settled: &mut impl FnMut(Record)) {
         let mut budget = NAMED_SLICE;
-        while let Some(case) = self.named.front_mut() {
+        // Whoever has not been begun with keeps his turn.
+        while budget > 0
+            && let Some(case) = self.named.front_mut()
+        {
             if let Some(arms) = &mut self.arms
                 && self.terms.protocols.tcp
                 && case.tcp
                 && !case.kill_named(&mut arms.sockets, &mut self.endpoints, &mut budget)
             {
+                // One with very many connections holds nobody else up.
+                self.named.rotate_left(1);
                 return;
             }
             let Some(mut case) = self.named.pop_front() else { return };
             case.banned_and_killed();
-            if self.arms.is_some() && !case.targets.is_empty() {
+            let may_survive = self.mptcp && case.may_survive().next().is_some();
+            if self.arms.is_some() && (!case.targets.is_empty() || may_survive) {
                 self.waiting.push(case);
             } else {
                 settled(case.record(self.arms.is_none()));
@@ -354,30 +347,4 @@ impl Enforcer {
             self.round = Some(Round::begin(cases, &self.terms, &arms.surveyor));
         }
     }
-}
-
-/// Tries whether connections can be reset here. Refuses where that is not permitted; where the
-/// kernel cannot do it at all, says so and goes on with bans alone.
-pub fn require_reset() -> Result<(), Error> {
-    match SockDiag::open()?.supports_destroy() {
-        Ok(DestroySupport::Works) => {}
-        Ok(DestroySupport::NotPermitted) => return Err(Error::ResetNotPermitted),
-        Ok(DestroySupport::NotBuilt) => error!(
-            "this kernel cannot reset connections (it was built without \
-             CONFIG_INET_DIAG_DESTROY): a banned device is shut out, but keeps its dead connection"
-        ),
-        Ok(DestroySupport::NoDiagnostics) => error!(
-            "this kernel does not show its TCP connections, so none can be reset: modprobe \
-             tcp_diag; until then a banned device is shut out, but keeps its dead connection"
-        ),
-        Err(error) => warn!("could not try whether connections can be reset: {error}"),
-    }
-    Ok(())
-}
-
-/// Opens the kernel side of enforcement.
-pub fn arm(sets: BanSets, terms: &Terms) -> Result<Arms, Error> {
-    let sockets = SockDiag::open()?;
-    let surveyor = Surveyor::start(terms.ports.ranges().to_vec(), terms.protocols.udp)?;
-    Ok(Arms { sets, sockets, surveyor })
 }

@@ -5,7 +5,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{lock::LOCK_NAME, rule_keeper::RuleKeeperError, tail::TailError};
+use crate::{container, lock::LOCK_NAME, rule_keeper::RuleKeeperError, tail::TailError};
 
 /// Everything that ends the daemon's start, or a command.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,51 @@ pub enum Error {
     MissingCapability {
         /// As in capabilities(7).
         name: &'static str,
+    },
+    /// The process may not do what iptables takes.
+    #[error(
+        "CAP_NET_RAW is missing, which iptables takes: run refract as root, give the service \
+         AmbientCapabilities=CAP_NET_RAW or the container cap_add NET_RAW, or use \
+         --firewall=nftables, which does without"
+    )]
+    MissingNetRaw,
+    /// Rules that iptables made are to be removed where it cannot be used.
+    #[error(
+        "there are sets of refract's that rules of iptables look up, and those cannot be removed \
+         from here, since {obstacle}: run `refract uninstall` {}",
+        container::where_iptables_is(*.is_container)
+    )]
+    RulesOutOfReach {
+        /// What keeps iptables from being used.
+        obstacle: &'static str,
+        /// Whether this is a container.
+        is_container: bool,
+    },
+    /// iptables was ordered, and is there and does not work.
+    #[error(
+        "{failure}; mend it, name another with --iptables=PATH, or use --firewall=nftables, which \
+         needs no program"
+    )]
+    BrokenIptables {
+        /// What it did instead of what it was told.
+        failure: String,
+    },
+    /// Neither firewall can be used.
+    #[error("no firewall can be used here: for iptables, {iptables}; for nftables, {nftables}")]
+    NoFirewall {
+        /// Why iptables and ipset cannot.
+        iptables: String,
+        /// Why nftables cannot.
+        nftables: String,
+    },
+    /// A chain was named that only iptables knows.
+    #[error(
+        "nftables has no chain {chain} to hook: use --chain=INPUT, FORWARD or DOCKER-USER, or \
+         --firewall=iptables"
+    )]
+    ChainOfIptables {
+        /// Its name.
+        chain: String,
     },
     /// The lock of this network namespace is taken.
     #[error(
@@ -60,12 +105,59 @@ pub enum Error {
     /// The access log cannot be followed at all.
     #[error(transparent)]
     Tail(#[from] TailError),
-    /// `CAP_NET_ADMIN` does not reach as far as the sockets.
+    /// `CAP_NET_ADMIN` is held, and does not reach as far as this network namespace.
     #[error(
-        "resetting connections is not permitted here, although CAP_NET_ADMIN is held: run refract \
-         in the user namespace that owns this network namespace, or with the host's CAP_NET_ADMIN"
+        "{act} is not permitted here, although CAP_NET_ADMIN is held: run refract in the user \
+         namespace that owns this network namespace, or with the host's CAP_NET_ADMIN"
     )]
-    ResetNotPermitted,
+    RightsElsewhere {
+        /// What was tried.
+        act: &'static str,
+    },
+    /// Nothing is where `--netns` says.
+    #[error(
+        "there is no network namespace {}: start what makes it before refract (`ip netns list` \
+         shows names, `lsns -t net` processes)",
+        path.display()
+    )]
+    NamespaceAbsent {
+        /// As given, a name with its directory.
+        path: PathBuf,
+    },
+    /// Something else is where `--netns` says.
+    #[error(
+        "{} is not a network namespace: name one as `ip netns list` shows it, or a path such as \
+         /proc/PID/ns/net",
+        path.display()
+    )]
+    NotANamespace {
+        /// As given, a name with its directory.
+        path: PathBuf,
+    },
+    /// The rights to enter it are missing.
+    #[error(
+        "entering the network namespace {} is not permitted: run refract as root or with \
+         CAP_SYS_ADMIN (and CAP_SYS_PTRACE for /proc/PID/ns/net of another user's process), or start \
+         it there, with NetworkNamespacePath= of systemd or `nsenter --net={}`",
+        path.display(),
+        path.display()
+    )]
+    NamespaceNotPermitted {
+        /// As given, a name with its directory.
+        path: PathBuf,
+    },
+    /// The name means another namespace than the one that was entered, or none.
+    #[error(
+        "the network namespace {} {what}, so nothing can be enforced in the one that refract is in: \
+         start refract again, as Restart=on-failure of systemd does",
+        path.display()
+    )]
+    NamespaceReplaced {
+        /// As given, a name with its directory.
+        path: PathBuf,
+        /// What became of it.
+        what: &'static str,
+    },
     /// A file, a socket or a process.
     #[error("cannot {operation} {object}: {source}")]
     Io {
@@ -96,4 +188,61 @@ pub enum Error {
         /// The sources asked for, comma separated.
         sources: String,
     },
+}
+
+impl Error {
+    /// The same with the remedy, for whoever ordered iptables, where it is that iptables does not work.
+    #[must_use]
+    pub fn or_broken_iptables(self) -> Self {
+        let is_breakage = match &self {
+            Self::Kernel(error) => error.is_breakage(),
+            Self::RuleKeeper(RuleKeeperError::Failed { is_breakage, .. }) => *is_breakage,
+            _ => false,
+        };
+        if is_breakage { Self::BrokenIptables { failure: self.to_string() } } else { self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use refract_kernel::{Error as KernelError, xtables::ProgramFailure};
+
+    use super::*;
+
+    #[test]
+    fn an_iptables_that_does_not_work_comes_with_the_remedy_once_and_another_failure_with_its_own()
+    {
+        let remedy = "; mend it, name another with --iptables=PATH, or use --firewall=nftables, which \
+                      needs no program";
+        let failures = [
+            (ProgramFailure::Unrunnable(io::Error::from_raw_os_error(8)), true),
+            (ProgramFailure::TimedOut(Duration::from_secs(10)), true),
+            (
+                ProgramFailure::Exited {
+                    status: "signal: 9".to_owned(),
+                    complaint: "no".to_owned(),
+                },
+                true,
+            ),
+            (ProgramFailure::TooMuch, true),
+            (ProgramFailure::Unintelligible, true),
+            (ProgramFailure::NotFound, false),
+            (ProgramFailure::NotPermitted, false),
+            (ProgramFailure::NoChain { chain: "mine".to_owned() }, false),
+        ];
+        for (source, is_broken) in failures {
+            let program = "/usr/sbin/iptables".into();
+            let failed = KernelError::Program { operation: "check the rule with", program, source };
+            let (sentence, is_breakage) = (failed.to_string(), failed.is_breakage());
+            let expected = if is_broken { format!("{sentence}{remedy}") } else { sentence.clone() };
+            let of_keeper = RuleKeeperError::Failed { sentence, is_breakage };
+            for error in [Error::Kernel(failed), Error::RuleKeeper(of_keeper)] {
+                let told = error.or_broken_iptables();
+                assert_eq!(told.to_string(), expected);
+                assert_eq!(told.or_broken_iptables().to_string(), expected);
+            }
+        }
+    }
 }

@@ -1,120 +1,113 @@
-//! Sets and rule: put in place at the start, kept in place while the daemon runs, taken away on
-//! demand.
+//! Bans and the rule: chosen and put in place at the start, kept in place while the daemon runs.
 //!
-//! Takes the settings, ruleset events, the keeper's answers and a tick a second; makes requests to
-//! the rule keeper and repairs of the sets. A missing rule is put back at once. One that was only
-//! pushed from the top is moved back at most twice a minute, so that two such tools do not fight.
-//! It bans nobody, except to put bans back into a set that vanished.
+//! Takes the settings, ruleset events, the keeper's answers and a tick a second. It chooses between
+//! iptables with ipset (`rule`) and nftables (`table`), and hands on to what was chosen; what an
+//! earlier run left with the other one is moved over (`moving`), and with the other implementation of
+//! iptables removed (`leftovers`). It bans nobody, except to put bans back into a set that vanished.
+
+mod leftovers;
+mod moving;
+mod rule;
+mod table;
+mod uninstall;
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use refract_kernel::{
     Error as KernelError,
     ban_set::SetState,
-    ban_sets::{BanSets, Installed, SetNames, Settings},
+    ban_sets::Installed,
     ruleset_events::RulesetEvents,
-    xtables::{IpFamily, ProgramFailure, Protocol, State, Variant, Xtables},
+    xtables::{ChainName, ProgramFailure, Xtables},
 };
 use tracing::{error, info, warn};
 
+pub(crate) use self::{
+    leftovers::count_of,
+    table::{require_hook, table_plan},
+};
+use self::{rule::RuleUpkeep, table::TableUpkeep};
+pub use self::{rule::keeper_config, uninstall::uninstall};
 use crate::{
-    cli::Flags,
+    backend::{Backend, Kind, every_set},
+    cli::{FirewallFlag, Flags},
     enforce::{Enforcer, Remade},
     error::Error,
-    rule_keeper::{Answer, Command, Found, RuleKeeper, RuleKeeperConfig, RuleSets},
+    escape::printable,
+    privilege,
 };
 
-/// How long iptables may take at the start and at the end: it waits 5 s for another's lock.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Pause between two moves of a rule back to the top.
-const MOVE_PAUSE: Duration = Duration::from_secs(30);
-/// Where the kernel announces changes of the rules, they are still looked at this often.
-const SLOW_CHECK: Duration = Duration::from_mins(1);
-/// Pause before a keeper that died is started again.
-const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// What it means that MPTCP is not stripped.
+pub(crate) const SUBFLOWS: &str = "an MPTCP client may keep a connection through another subflow; \
+                                   its ban still drops what comes from the banned address";
 
-/// The rule's and the sets' upkeep.
+/// The chosen firewall's upkeep.
 #[derive(Debug)]
 pub struct Firewall {
-    keeper: RuleKeeper,
     ruleset: RulesetEvents,
-    /// Changes of the rules are announced (`NFNLGRP_NFTABLES`); legacy iptables announces nothing.
-    announced: bool,
-    checked: Instant,
-    moved: Option<Instant>,
-    /// The rule waits for the pause to be over before it is moved to the top again.
-    displaced: bool,
-    died: Option<Instant>,
-    trouble: Option<String>,
+    upkeep: Upkeep,
+    chain: ChainName,
+    /// Why it was chosen.
+    because: String,
+    trouble: Trouble,
 }
 
-/// All of our sets, whatever flags the daemon runs with, to look into and to take from.
-pub(crate) fn every_set() -> Result<BanSets, Error> {
-    let default_timeout = Duration::from_mins(1);
-    let names = SetNames::default();
-    Ok(BanSets::open(Settings { names, flows: true, default_timeout })?)
+#[derive(Debug)]
+enum Upkeep {
+    Rule(Box<RuleUpkeep>),
+    Table(TableUpkeep),
 }
 
-/// What the rule keeper is to keep under these flags.
-#[must_use]
-pub fn keeper_config(flags: &Flags) -> RuleKeeperConfig {
-    let protocols = [(flags.proto.tcp, Protocol::Tcp), (flags.proto.udp, Protocol::Udp)];
-    RuleKeeperConfig {
-        sets: RuleSets::Lasting,
-        protocols: protocols.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect(),
-        ports: flags.dport.ranges().to_vec(),
-        iptables: flags.iptables.clone(),
+/// A trouble, said once, until it is over or another takes its place.
+#[derive(Debug, Default)]
+struct Trouble(Option<String>);
+
+impl Trouble {
+    fn say(&mut self, sentence: String) {
+        if self.0.as_ref() != Some(&sentence) {
+            error!("{sentence}");
+            self.0 = Some(sentence);
+        }
+    }
+
+    fn is_over(&mut self) {
+        self.0 = None;
     }
 }
 
 impl Firewall {
-    /// Makes the sets and the rule, and starts the keeper. What can be asked before anything is made
-    /// is asked first; where a later step is refused, what was made is taken back.
-    pub fn start(flags: &Flags) -> Result<(Self, BanSets), Error> {
-        let config = keeper_config(flags);
-        let xtables = Xtables::find(config.iptables.as_deref(), config.plan()?)?;
-        let before = xtables.check()?;
-        if let Err(absence) = before.v6 {
-            warn!("{absence}: IPv6 offenders are disconnected but not banned");
-        }
-        let mut sets = BanSets::open(settings(SetNames::default(), flags))?;
+    /// Chooses, and makes what holds the bans and enforces them. What an earlier run left with the
+    /// other firewall is moved over.
+    pub fn start(flags: &Flags) -> Result<(Self, Backend), Error> {
         let ruleset = RulesetEvents::subscribe()?;
-        let mut keeper = RuleKeeper::start(&config)?;
-
-        let installed = sets.install()?;
-        for set in &installed {
-            tell_set(set);
-        }
-        let Found { report, variant } =
-            match put_in_place(&installed, &mut sets, &xtables, &mut keeper, flags) {
-                Ok(found) => found,
-                Err(error) => {
-                    take_back(&installed, &mut sets, &mut keeper);
-                    return Err(error);
-                }
-            };
-        let announced = variant == Some(Variant::NfTables);
-        info!(
-            iptables = %xtables.path().display(),
-            variant = %xtables.variant(),
-            found = %report.v4,
-            "the rule is at the top of INPUT"
-        );
-        let firewall = Self {
-            keeper,
-            ruleset,
-            announced,
-            checked: Instant::now(),
-            moved: None,
-            displaced: false,
-            died: None,
-            trouble: None,
+        let (upkeep, backend, because) = match flags.firewall {
+            FirewallFlag::Iptables => {
+                privilege::require_net_raw()?;
+                let (upkeep, backend) = start_iptables(flags).map_err(Error::or_broken_iptables)?;
+                (upkeep, backend, BY_ORDER.to_owned())
+            }
+            FirewallFlag::Nftables => {
+                let (upkeep, backend) = start_nftables(flags)?;
+                (upkeep, backend, BY_ORDER.to_owned())
+            }
+            FirewallFlag::Auto => start_what_works(flags)?,
         };
-        Ok((firewall, sets))
+        info!(because, "the firewall is {}", backend.kind());
+        let chain = flags.chain.clone();
+        Ok((Self { ruleset, upkeep, chain, because, trouble: Trouble::default() }, backend))
+    }
+
+    /// Which firewall it is, the chain that its rule is in, and why it was chosen.
+    #[must_use]
+    pub fn choice(&self) -> (Kind, &ChainName, &str) {
+        let kind = match self.upkeep {
+            Upkeep::Rule(_) => Kind::Iptables,
+            Upkeep::Table(_) => Kind::Nftables,
+        };
+        (kind, &self.chain, &self.because)
     }
 
     /// Becomes readable when somebody changes nftables rules.
@@ -123,286 +116,170 @@ impl Firewall {
         self.ruleset.as_fd()
     }
 
-    /// Becomes readable when the keeper answered or died; another one after a restart.
+    /// Becomes readable when the rule keeper answered or died; another one after a restart. With
+    /// nftables there is none.
     #[must_use]
     pub fn keeper_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.keeper.answer_fd()
+        match &self.upkeep {
+            Upkeep::Rule(rule) => rule.keeper_fd(),
+            Upkeep::Table(_) => None,
+        }
     }
 
     /// The kernel announced a change: the rule is looked at.
-    pub fn ruleset_changed(&mut self) {
+    pub fn ruleset_changed(&mut self, enforcer: &mut Enforcer) {
         match self.ruleset.drain() {
-            Ok(false) => {}
-            Ok(true) => self.check(),
-            Err(error) => {
-                self.complain(error.to_string());
-                self.check();
-            }
+            Ok(false) => return,
+            Ok(true) => self.trouble.is_over(),
+            Err(error) => self.trouble.say(error.to_string()),
+        }
+        match &mut self.upkeep {
+            Upkeep::Rule(rule) => rule.check(),
+            Upkeep::Table(table) => table.check(enforcer, Instant::now()),
         }
     }
 
     /// Takes what the keeper has to say.
     pub fn keeper_answered(&mut self) {
-        while let Some(answer) = self.keeper.answer() {
-            match answer {
-                Answer::Done { command: Command::Check, found } => self.judge(found),
-                Answer::Done { command: Command::Install, found } => {
-                    self.trouble = None;
-                    if !found.report.is_in_place() {
-                        let v6 =
-                            found.report.v6.map_or_else(|_| "none".into(), |v6| v6.to_string());
-                        warn!(
-                            found_v4 = %found.report.v4,
-                            found_v6 = v6,
-                            "the rule was not in place; it is again at the top of INPUT"
-                        );
-                    }
-                }
-                Answer::Done { command: Command::Remove, .. } => {}
-                Answer::Failed { sentence, .. } => self.complain(sentence),
-                Answer::Died { reason } => {
-                    self.died = Some(Instant::now());
-                    self.complain(format!("the process that keeps the rule died ({reason})"));
-                }
-            }
+        if let Upkeep::Rule(rule) = &mut self.upkeep {
+            rule.keeper_answered();
         }
     }
 
     /// The upkeep of every second; `true` when the keeper has another descriptor to watch.
     pub fn tick(&mut self, enforcer: &mut Enforcer, now: Instant) -> bool {
-        self.repair_sets(enforcer, now);
-        let mut restarted = false;
-        if self.died.is_some_and(|died| now.saturating_duration_since(died) >= RESTART_PAUSE) {
-            match self.keeper.restart() {
-                Ok(()) => {
-                    self.died = None;
-                    restarted = true;
-                    self.keeper.request(Command::Install);
-                }
-                Err(error) => {
-                    self.died = Some(now);
-                    self.complain(error.to_string());
-                }
+        match &mut self.upkeep {
+            Upkeep::Rule(rule) => rule.tick(enforcer, now),
+            Upkeep::Table(table) => {
+                table.tick(enforcer, now);
+                false
             }
         }
-        let rested = |last: Instant, pause| now.saturating_duration_since(last) >= pause;
-        let due = self.displaced && self.moved.is_none_or(|moved| rested(moved, MOVE_PAUSE));
-        if due || !self.announced || rested(self.checked, SLOW_CHECK) {
-            self.displaced = false;
-            self.check();
-        }
-        restarted
     }
 
-    /// Ends the keeper; the rule stays.
+    /// Ends the upkeep; what is in the kernel stays.
     pub fn stop(self) {
-        // How it ended changes nothing: the rule is the kernel's.
-        let _ = self.keeper.stop(Duration::from_millis(200));
-    }
-
-    fn check(&mut self) {
-        self.checked = Instant::now();
-        self.keeper.request(Command::Check);
-    }
-
-    fn judge(&mut self, found: Found) {
-        if found.report.is_in_place() {
-            self.trouble = None;
-        }
-        let worst = [Some(found.report.v4), found.report.v6.ok()];
-        let is = |state: State| worst.contains(&Some(state));
-        if is(State::Missing) || is(State::Surplus) {
-            self.keeper.request(Command::Install);
-        } else if is(State::Displaced) {
-            let now = Instant::now();
-            let rested =
-                self.moved.is_none_or(|moved| now.saturating_duration_since(moved) >= MOVE_PAUSE);
-            if rested {
-                self.moved = Some(now);
-                self.keeper.request(Command::Install);
-            } else {
-                // Looked at again when the pause is over, also where changes are announced.
-                self.displaced = true;
-            }
-        }
-    }
-
-    fn repair_sets(&mut self, enforcer: &mut Enforcer, now: Instant) {
-        if enforcer.sets_were_remade() {
-            warn!("a set was gone; it was made again, with the bans that have time left");
-            self.keeper.request(Command::Install);
-        }
-        let Some(arms) = enforcer.arms() else { return };
-        match arms.sets.missing() {
-            Ok(missing) if missing.is_empty() => return,
-            Ok(missing) => warn!(sets = missing.join(","), "sets are gone or were replaced"),
-            Err(error) => return self.complain(error.to_string()),
-        }
-        match enforcer.make_sets_again(now) {
-            Ok(Remade { installed, restored, troubles }) => {
-                let in_use = installed.iter().find_map(|set| match &set.state {
-                    SetState::InUse { type_name, .. } => Some((&set.set, type_name)),
-                    _ => None,
-                });
-                if let Some((set, found)) = in_use {
-                    self.complain(format!(
-                        "the set {set} is now of type {found} and in use by a rule: nothing can be \
-                         banned in it until that rule is gone"
-                    ));
-                }
-                warn!(bans = restored, "made the sets again, with the bans that have time left");
-                for trouble in troubles {
-                    self.complain(trouble);
-                }
-            }
-            Err(error) => self.complain(error.to_string()),
-        }
-        // A set can only vanish when its rule is gone.
-        self.keeper.request(Command::Install);
-    }
-
-    /// Says a trouble once, until it is over or another takes its place.
-    fn complain(&mut self, sentence: String) {
-        if self.trouble.as_ref() != Some(&sentence) {
-            error!("{sentence}");
-            self.trouble = Some(sentence);
+        if let Upkeep::Rule(rule) = self.upkeep {
+            rule.stop();
         }
     }
 }
 
-/// Removes refract's rules, of either iptables, then its sets. Says what was removed.
-pub fn uninstall(iptables: Option<PathBuf>) -> Result<Vec<String>, Error> {
-    let config = RuleKeeperConfig {
-        sets: RuleSets::Lasting,
-        protocols: vec![Protocol::Tcp],
-        ports: vec![443..=443],
-        iptables: None,
+/// Why the one that was ordered was chosen.
+const BY_ORDER: &str = "--firewall says so";
+/// Why iptables was chosen where either could be.
+const IPTABLES_WORKS: &str = "iptables and ipset work here";
+
+fn start_iptables(flags: &Flags) -> Result<(Upkeep, Backend), Error> {
+    let (upkeep, sets) = RuleUpkeep::start(flags, moving::from_table)?;
+    moving::remove_table();
+    moving::remove_rules_of_other(upkeep.variant());
+    Ok((Upkeep::Rule(Box::new(upkeep)), Backend::Sets(sets)))
+}
+
+fn start_nftables(flags: &Flags) -> Result<(Upkeep, Backend), Error> {
+    let (upkeep, mut table) = TableUpkeep::start(flags)?;
+    moving::from_sets(flags, &mut table);
+    Ok((Upkeep::Table(upkeep), Backend::Table(Box::new(table))))
+}
+
+/// iptables where it works, else nftables; and why.
+fn start_what_works(flags: &Flags) -> Result<(Upkeep, Backend, String), Error> {
+    let tried = privilege::require_net_raw().and_then(|()| start_iptables(flags));
+    let obstacle = match tried {
+        Ok((upkeep, backend)) => return Ok((upkeep, backend, IPTABLES_WORKS.to_owned())),
+        Err(error) if is_obstacle(&error) => error.to_string(),
+        Err(error) => return Err(error),
     };
-    let temporary = RuleKeeperConfig { sets: RuleSets::Temporary, ..config.clone() };
-    let mut said = Vec::new();
-    // The rule may have been put there by another variant than the one that is the default now.
-    let legacy = legacy_is_used().then(|| PathBuf::from(LEGACY)).filter(|path| path.exists());
-    let nft = Some(PathBuf::from(NFT)).filter(|path| path.exists());
-    let mut programs = vec![iptables];
-    programs.extend([legacy, nft].into_iter().flatten().map(Some));
-    for program in programs {
-        for config in [&config, &temporary] {
-            let xtables = match Xtables::find(program.as_deref(), config.plan()?) {
-                Ok(xtables) => xtables,
-                // Where there is no iptables there is no rule of its making.
-                Err(KernelError::Program { source: ProgramFailure::NotFound, .. }) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let (v4, v6) = (config.plan()?.sets(IpFamily::V4), config.plan()?.sets(IpFamily::V6));
-            let mut rules = 0;
-            for set in [v4.sources, v4.flows, v6.sources, v6.flows] {
-                rules += xtables.references(set)?;
+    match start_nftables(flags) {
+        Ok((upkeep, backend)) => {
+            // Whoever named a program meant it to be used.
+            if let Some(program) = &flags.iptables {
+                warn!(
+                    "{}, which --iptables names, cannot be used: {obstacle}",
+                    printable(program.as_os_str().as_encoded_bytes())
+                );
             }
-            if rules > 0 {
-                xtables.remove()?;
-                said.push(format!("removed the rule from {}", xtables.path().display()));
+            Ok((upkeep, backend, no_iptables(&obstacle)))
+        }
+        Err(error) => Err(Error::NoFirewall { iptables: obstacle, nftables: error.to_string() }),
+    }
+}
+
+fn no_iptables(obstacle: &str) -> String {
+    format!("iptables cannot be used: {obstacle}")
+}
+
+/// Whether an error says that iptables does not work here. What the operator can put right with one
+/// step, and would be surprised to see passed over, does not; nor does a lock that another holds for
+/// a while.
+fn is_obstacle(error: &Error) -> bool {
+    let Error::Kernel(KernelError::Program { source, .. }) = error else {
+        return !matches!(error, Error::ForeignSet { .. });
+    };
+    !matches!(source, ProgramFailure::NoChain { .. } | ProgramFailure::Locked)
+}
+
+/// Which firewall a daemon with these flags would choose, and why, as far as a look can tell.
+pub(crate) fn preview(flags: &Flags) -> Result<(Kind, String), Error> {
+    match flags.firewall {
+        FirewallFlag::Iptables => Ok((Kind::Iptables, BY_ORDER.to_owned())),
+        FirewallFlag::Nftables => Ok((Kind::Nftables, BY_ORDER.to_owned())),
+        FirewallFlag::Auto => match try_iptables(flags) {
+            Ok(()) => Ok((Kind::Iptables, IPTABLES_WORKS.to_owned())),
+            Err(error) if is_obstacle(&error) => {
+                Ok((Kind::Nftables, no_iptables(&error.to_string())))
             }
-        }
-    }
-    let sets = every_set()?.uninstall()?;
-    said.extend(sets.into_iter().map(|set| format!("destroyed the set {set}")));
-    if said.is_empty() {
-        said.push("there is nothing of refract's in this network namespace".to_owned());
-    }
-    Ok(said)
-}
-
-/// Where distributions put the two variants of iptables.
-const NFT: &str = "/usr/sbin/iptables-nft";
-const LEGACY: &str = "/usr/sbin/iptables-legacy";
-
-/// Whether legacy iptables has a filter table in this network namespace. Its program would make one
-/// by merely looking.
-fn legacy_is_used() -> bool {
-    ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"]
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok())
-        .any(|tables| tables.lines().any(|table| table == "filter"))
-}
-
-fn settings(names: SetNames, flags: &Flags) -> Settings {
-    Settings { names, flows: flags.proto.udp, default_timeout: flags.timeout }
-}
-
-/// Makes room for our sets where they are of another type, then puts the rule in place.
-fn put_in_place(
-    installed: &[Installed],
-    sets: &mut BanSets,
-    xtables: &Xtables,
-    keeper: &mut RuleKeeper,
-    flags: &Flags,
-) -> Result<Found, Error> {
-    if installed.iter().any(|set| matches!(set.state, SetState::InUse { .. })) {
-        replace_used(installed, sets, xtables, keeper, flags)?;
-    }
-    Ok(keeper.ask_and_wait(Command::Install, PATIENCE)?)
-}
-
-/// Removes what a start made that failed after all.
-fn take_back(installed: &[Installed], sets: &mut BanSets, keeper: &mut RuleKeeper) {
-    // Where no set was there before, a rule can only be of this start's making.
-    if installed.iter().all(|set| set.state == SetState::Created)
-        && let Err(error) = keeper.ask_and_wait(Command::Remove, PATIENCE)
-    {
-        warn!("{error}");
-    }
-    if let Err(error) = sets.take_back(installed) {
-        warn!("{error}");
+            Err(error) => Err(error),
+        },
     }
 }
 
-/// Replaces sets of our names but another type that rules refer to. Where all of those rules are
-/// ours, other sets and rules stand in meanwhile, so that no ban is lifted; where one is foreign,
-/// the set is refused by name.
-fn replace_used(
-    installed: &[Installed],
-    sets: &mut BanSets,
-    xtables: &Xtables,
-    keeper: &mut RuleKeeper,
-    flags: &Flags,
-) -> Result<(), Error> {
-    let used = installed.iter().filter_map(|set| match &set.state {
-        SetState::InUse { type_name, references, .. } => Some((&set.set, type_name, *references)),
-        _ => None,
-    });
-    let mut replaced = Vec::new();
-    for (set, type_name, references) in used {
-        let ours = xtables.references(set)?;
-        if usize::try_from(references).unwrap_or(usize::MAX) > ours {
-            let users = xtables.foreign_rules(set);
-            return Err(Error::ForeignSet {
-                set: set.clone(),
-                found: type_name.clone(),
-                users: if users.is_empty() { "not iptables".to_owned() } else { users.join("; ") },
-            });
-        }
-        replaced.push((set.clone(), type_name.clone()));
-    }
-
-    let mut stand_in = BanSets::open(settings(SetNames::temporary(), flags))?;
-    stand_in.install()?;
-    for (set, _) in &replaced {
-        stand_in.copy_from(set)?;
-    }
-    let config = RuleKeeperConfig { sets: RuleSets::Temporary, ..keeper_config(flags) };
-    let mut stand_in_keeper = RuleKeeper::start(&config)?;
-    stand_in_keeper.ask_and_wait(Command::Install, PATIENCE)?;
-    keeper.ask_and_wait(Command::Remove, PATIENCE)?;
-    for set in sets.install()? {
-        tell_set(&set);
-    }
-    keeper.ask_and_wait(Command::Install, PATIENCE)?;
-    stand_in_keeper.ask_and_wait(Command::Remove, PATIENCE)?;
-    stand_in.uninstall()?;
-    for (set, found) in replaced {
-        warn!(set, found, "replaced a set of another type that only our rule used");
-    }
+fn try_iptables(flags: &Flags) -> Result<(), Error> {
+    privilege::require_net_raw()?;
+    every_set()?;
+    let plan = keeper_config(flags).plan()?;
+    Xtables::find(flags.iptables.as_deref(), plan)?.check()?;
     Ok(())
+}
+
+/// Whether a ban found its set gone, so that sets were made again since the last look; says so.
+fn sets_were_remade(enforcer: &mut Enforcer) -> bool {
+    let were = enforcer.sets_were_remade();
+    if were {
+        warn!("a set was gone; it was made again, with the bans that have time left");
+    }
+    were
+}
+
+/// Makes the sets again that are gone, with the bans that have time left; `false` when none was gone,
+/// or it cannot be told. What they are now is for `tell`.
+fn make_missing_sets(
+    enforcer: &mut Enforcer,
+    trouble: &mut Trouble,
+    now: Instant,
+    tell: impl FnOnce(&[Installed], &mut Trouble),
+) -> bool {
+    let Some(arms) = enforcer.arms() else { return false };
+    match arms.bans.missing() {
+        Ok(missing) if missing.is_empty() => return false,
+        Ok(missing) => warn!(sets = missing.join(","), "sets are gone or were replaced"),
+        Err(error) => {
+            trouble.say(error.to_string());
+            return false;
+        }
+    }
+    match enforcer.make_sets_again(now) {
+        Ok(Remade { installed, restored, troubles }) => {
+            tell(&installed, trouble);
+            warn!(bans = restored, "made the sets again, with the bans that have time left");
+            for sentence in troubles {
+                trouble.say(sentence);
+            }
+        }
+        Err(error) => trouble.say(error.to_string()),
+    }
+    true
 }
 
 fn tell_set(set: &Installed) {

@@ -50,6 +50,12 @@ impl Ledger {
             .collect()
     }
 
+    /// How many bans have time left.
+    #[must_use]
+    pub fn count_due(&self, now: Instant) -> usize {
+        self.bans.values().filter(|end| **end > now).count()
+    }
+
     /// How many bans are remembered.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -102,6 +108,7 @@ mod tests {
         ledger.lifted(&target(3));
         let later = now + Duration::from_secs(5);
         assert_eq!(ledger.due(later), [(target(2), Duration::from_secs(4))]);
+        assert_eq!((ledger.count_due(later), ledger.count()), (1, 2));
     }
 
     #[test]

@@ -7,30 +7,24 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::error::Error;
 
-/// Refuses unless both capabilities that enforcing takes are effective.
-///
-/// `CAP_NET_ADMIN` is for everything over netlink and must stay effective in the thread that
-/// destroys sockets; `CAP_NET_RAW` only because iptables opens a raw socket to ask for the `set`
-/// match (both measured on Linux 6.18).
-pub fn require_enforcing() -> Result<(), Error> {
-    require(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN")?;
-    require(CapabilitySet::NET_RAW, "CAP_NET_RAW")
-}
-
-/// Refuses unless `CAP_NET_ADMIN` is effective: enough to change the sets.
+/// Refuses unless `CAP_NET_ADMIN` is effective: all that netlink takes, and so all that enforcing
+/// takes with nftables. It must stay effective in the thread that destroys sockets (measured on Linux
+/// 6.18).
 pub fn require_net_admin() -> Result<(), Error> {
-    require(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN")
+    require(CapabilitySet::NET_ADMIN, Error::MissingCapability { name: "CAP_NET_ADMIN" })
 }
 
-fn require(capability: CapabilitySet, name: &'static str) -> Result<(), Error> {
+/// Refuses unless `CAP_NET_RAW` is effective: iptables opens a raw socket to ask for the `set` match
+/// (measured on Linux 6.18).
+pub fn require_net_raw() -> Result<(), Error> {
+    require(CapabilitySet::NET_RAW, Error::MissingNetRaw)
+}
+
+fn require(capability: CapabilitySet, refusal: Error) -> Result<(), Error> {
     let held = capabilities(None).map_err(|source| Error::Io {
         operation: "read",
         object: "the capabilities of this process".to_owned(),
         source: source.into(),
     })?;
-    if held.effective.contains(capability) {
-        Ok(())
-    } else {
-        Err(Error::MissingCapability { name })
-    }
+    if held.effective.contains(capability) { Ok(()) } else { Err(refusal) }
 }

@@ -1,12 +1,14 @@
 //! What Refract says on stderr: one line an event, text or JSON.
 //!
-//! Takes `tracing` events; makes lines. They are written by a thread of their own through a bounded
-//! queue, so that a stalled terminal or pipe never holds up an enforcement; when the queue is full
-//! lines are dropped. Under journald the time is left out and each line carries its priority.
+//! Takes `tracing` events; makes lines. From the end of the start on they are written by a thread of
+//! their own through a bounded queue, so that a stalled terminal or pipe never holds up an
+//! enforcement; when the queue is full lines are dropped. Before that there is no other thread, since
+//! the sandbox is entered by one. Under journald the time is left out and each line carries its priority.
 
 use std::{
     env, fmt,
     io::{self, IsTerminal, Write},
+    sync::{Arc, OnceLock},
 };
 
 use tracing::{Level, Metadata};
@@ -26,11 +28,34 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts saying things on stderr; what is queued is written before the guard is gone.
-pub fn start(format: LogFormat) -> WorkerGuard {
-    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+/// What is said on stderr; what is queued is written before this is gone.
+#[derive(Debug)]
+pub struct Telemetry {
+    queue: Arc<OnceLock<NonBlocking>>,
+    guard: Option<WorkerGuard>,
+}
+
+impl Telemetry {
+    /// Starts saying things on stderr, each at once.
+    #[must_use]
+    pub fn start(format: LogFormat) -> Self {
+        let queue = Arc::default();
+        begin(format, Arc::clone(&queue));
+        Self { queue, guard: None }
+    }
+
+    /// From now on a thread says them, and nobody waits for it.
+    pub fn queue(&mut self) {
+        let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+        if self.queue.set(writer).is_ok() {
+            self.guard = Some(guard);
+        }
+    }
+}
+
+fn begin(format: LogFormat, queue: Arc<OnceLock<NonBlocking>>) {
     let journald = env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal();
-    let writer = Stderr { writer, prioritised: journald && format == LogFormat::Text };
+    let writer = Stderr { queue, prioritised: journald && format == LogFormat::Text };
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(writer)
         .with_target(false)
@@ -44,7 +69,6 @@ pub fn start(format: LogFormat) -> WorkerGuard {
         LogFormat::Text if journald => registry.with(layer.without_time()).init(),
         LogFormat::Text => registry.with(layer.with_timer(UtcTime)).init(),
     }
-    guard
 }
 
 /// UTC with microseconds, as in the block log.
@@ -57,7 +81,7 @@ impl FormatTime for UtcTime {
 }
 
 struct Stderr {
-    writer: NonBlocking,
+    queue: Arc<OnceLock<NonBlocking>>,
     prioritised: bool,
 }
 
@@ -65,7 +89,7 @@ impl<'a> MakeWriter<'a> for Stderr {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line { writer: self.writer.clone(), prefix: "" }
+        Line { queue: self.queue.get().cloned(), prefix: "" }
     }
 
     fn make_writer_for(&'a self, event: &Metadata<'_>) -> Line {
@@ -76,28 +100,38 @@ impl<'a> MakeWriter<'a> for Stderr {
             Level::WARN => "<4>",
             _ => "<6>",
         };
-        Line { writer: self.writer.clone(), prefix }
+        Line { queue: self.queue.get().cloned(), prefix }
     }
 }
 
 /// One line on its way out; the formatter hands it over whole.
 struct Line {
-    writer: NonBlocking,
+    queue: Option<NonBlocking>,
     prefix: &'static str,
+}
+
+impl Line {
+    fn say(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.queue {
+            Some(queue) => queue.write_all(bytes),
+            None => io::stderr().write_all(bytes),
+        }
+    }
 }
 
 impl Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.prefix.is_empty() {
-            return self.writer.write(bytes);
+            self.say(bytes)?;
+        } else {
+            let mut line = self.prefix.as_bytes().to_vec();
+            line.extend_from_slice(bytes);
+            self.say(&line)?;
         }
-        let mut line = self.prefix.as_bytes().to_vec();
-        line.extend_from_slice(bytes);
-        self.writer.write_all(&line)?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+        Ok(())
     }
 }

@@ -9,17 +9,18 @@ mod support;
 use std::{
     net::IpAddr,
     path::Path,
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use support::{
-    LabError, Result,
+    Result,
     daemon::Daemon,
     eventually,
     lab::{Host, Lab, SERVER_V4, SERVER_V6},
-    proxy::{ALICE, BOB, Device, Program, Protocol, ProxyServer, Stream, User},
+    nft_table,
+    proxy::{ALICE, BOB, Device, PACE, Program, Protocol, ProxyServer, REQUEST_BOUND, User},
     witness,
 };
 
@@ -27,10 +28,6 @@ const PORT: u16 = 8443;
 const WINDOW: Duration = Duration::from_secs(5);
 /// As long as a ban lasts.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a device asks for something: several times in a slot, a fifth of the window.
-const PACE: Duration = Duration::from_millis(200);
-/// How long an honest request may take.
-const REQUEST_BOUND: Duration = Duration::from_secs(5);
 /// How long the second device may share: a first window without verdicts, one until it has settled,
 /// and time to spare.
 const CUT_BOUND: Duration = Duration::from_secs(20);
@@ -100,12 +97,12 @@ fn the_second_device_is_cut(story: &Story) -> Result<()> {
         let download = one.stream(REQUEST_BOUND)?;
         let bans_lifted = thread::scope(|scope| {
             let (over, is_over) = mpsc::channel::<()>();
-            let asking = scope.spawn(move || ask_until(&one, &is_over));
+            let asking = scope.spawn(move || one.ask_until(&is_over));
 
             // The second one comes, with the same account, and is cut.
             witness::watch_resets(&second, PORT)?;
             let two = device(&second, &ALICE)?;
-            share_until_cut(&two)?;
+            two.share_until_cut(CUT_BOUND)?;
             eventually("a reset packet", REQUEST_BOUND, || {
                 Ok((witness::resets_seen(&second)? > 0).then_some(()))
             })?;
@@ -143,9 +140,46 @@ fn the_second_device_is_cut(story: &Story) -> Result<()> {
         assert_eq!(witness::set_members(lab.server(), story.set)?, Vec::<String>::new());
         assert_accounted_for(&block_log, story)
     })?;
-    let status = daemon.terminate(REQUEST_BOUND)?;
+    let status = daemon.terminate(support::daemon::FAREWELL_BOUND)?;
     assert!(status.success(), "SIGTERM ended the daemon with {status}");
     Ok(())
+}
+
+/// From home to somewhere else, and back: first everything is closed, then the link is lost while
+/// bytes come.
+#[test]
+fn a_phone_that_moves_from_one_network_to_another_is_never_cut() -> Result<()> {
+    let story = Story { evidence: "auto", ..OVER_IPV4 };
+    let mut lab = Lab::new()?;
+    let home = lab.add_client(&["198.51.100.11"])?;
+    let away = lab.add_client(&["198.51.100.12"])?;
+    let program = Program::find()?;
+    let server = ProxyServer::start(&lab, &program, Protocol::Vless, PORT)?;
+    let block_log = lab.path("block.log");
+    let flags = flags(&story, server.access_log(), &block_log);
+    let daemon = Daemon::start(Path::new(env!("CARGO_BIN_EXE_refract")), lab.server(), &flags)?;
+    tell_on_failure(&daemon, || {
+        let settle = |host, lasting: Duration| {
+            let phone = device(&lab, &program, &server, host, &story, &ALICE)?;
+            let download = phone.stream(REQUEST_BOUND)?;
+            let until = Instant::now() + lasting;
+            while Instant::now() < until {
+                phone.fetch(1_000, REQUEST_BOUND)?;
+                thread::sleep(PACE);
+            }
+            download.progress().wait_for_bytes(10_000, REQUEST_BOUND)?;
+            Ok((phone, download))
+        };
+        drop(settle(&home, WINDOW + WINDOW / 5)?);
+        let out = settle(&away, WINDOW + WINDOW / 5)?;
+        away.output("ip", &["link", "set", "eth0", "down"])?;
+        let (_back, download) = settle(&home, 3 * WINDOW)?;
+        assert_eq!(download.progress().ending(), None);
+        assert_eq!(out.1.progress().ending(), None, "nobody could tell it");
+        assert_eq!(witness::lines_with(&block_log, "")?, [""; 0]);
+        assert_eq!(witness::set_members(lab.server(), story.set)?, [""; 0]);
+        Ok(())
+    })
 }
 
 fn flags(story: &Story, access_log: &Path, block_log: &Path) -> Vec<String> {
@@ -175,35 +209,15 @@ fn address_of(host: &Host, story: &Story) -> Result<IpAddr> {
     if story.server.is_ipv4() { host.v4() } else { host.v6() }
 }
 
-/// An honest device: something small every [`PACE`], all of it answered.
-fn ask_until(device: &Device<'_>, is_over: &mpsc::Receiver<()>) -> Result<()> {
-    loop {
-        device.fetch(1_000, REQUEST_BOUND)?;
-        if is_over.recv_timeout(PACE) != Err(RecvTimeoutError::Timeout) {
-            return Ok(());
-        }
-    }
-}
-
-/// Streams and asks until the stream is cut; opening it may already be what is cut.
-fn share_until_cut(device: &Device<'_>) -> Result<()> {
-    let Ok(stream) = device.stream(REQUEST_BOUND) else { return Ok(()) };
-    let deadline = Instant::now() + CUT_BOUND;
-    while Instant::now() < deadline {
-        // Its failure is what is waited for; the stream's ending is the proof.
-        let _ = device.fetch(1_000, PACE);
-        if has_ended(&stream) {
-            return Ok(());
-        }
-    }
-    Err(LabError::new(format!("the second device still streamed after {CUT_BOUND:?}")))
-}
-
-fn has_ended(stream: &Stream) -> bool {
-    stream.progress().wait_for_end(PACE).is_ok()
-}
-
 fn assert_rule_is_first(server: &Host, story: &Story) -> Result<()> {
+    if nft_table::is_under_test() {
+        // Before the usual filters, and so first whatever they hold.
+        let chain = server.output("nft", &["list", "chain", "inet", "refract", "input"])?;
+        for part in ["hook input priority filter - 10", "tcp dport 8443 jump banned"] {
+            assert!(chain.contains(part), "no `{part}` in {chain}");
+        }
+        return Ok(());
+    }
     let rules = witness::input_rules(server, &story.server)?;
     // After the policy line, "-P INPUT ACCEPT".
     let rule = rules.lines().nth(1).unwrap_or_default();

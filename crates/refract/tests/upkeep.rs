@@ -1,4 +1,5 @@
-//! Rule and sets, kept in place by the real daemon: whoever takes them away, they come back.
+//! Rule and sets of iptables and ipset, kept in place by the real daemon: whoever takes them away, they
+//! come back. What nftables has instead is in `upkeep_nftables.rs`.
 //!
 //! The second eye is the operator's: `iptables -S`, `ipset list`, the counters of a rule, real
 //! connections. Verdicts rest on the log here, because two lines of it are all that a ban takes.
@@ -11,30 +12,22 @@ mod support;
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
+    ops::{Deref, DerefMut},
     time::{Duration, Instant},
 };
 
-use rustix::{
-    net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with},
-    process::{Pid, Signal, kill_process},
-};
+use rustix::process::{Pid, Signal, kill_process};
 use support::{
     LabError, Result,
-    access_log::AccessLog,
-    daemon::{self, Daemon},
+    daemon::Daemon,
     eventually,
-    lab::{Host, Lab, SERVER_V4},
+    knocker::Knocker,
+    lab::SERVER_V4,
     peer::{Server, Talker},
+    scene::{self, stop},
     witness,
 };
 
-const REFRACT: &str = env!("CARGO_BIN_EXE_refract");
 const SET: &str = "refract_banned_users";
 const SET6: &str = "refract_banned_users6";
 /// How long anything may take that is not itself the promise.
@@ -45,6 +38,9 @@ const RULE: &str =
     "-A INPUT -p tcp -m tcp --dport 443 -m set --match-set refract_banned_users src -j DROP";
 const RULE6: &str =
     "-A INPUT -p tcp -m tcp --dport 443 -m set --match-set refract_banned_users6 src -j DROP";
+/// The rule against MPTCP.
+const STRIP: &str = "-A INPUT -p tcp -m tcp --dport 443 --tcp-flags SYN SYN -m comment --comment \
+                     refract -j TCPOPTSTRIP --strip-options 30";
 /// Somebody else's rule.
 const FOREIGN: &str = "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT";
 /// Who gets banned here.
@@ -67,61 +63,33 @@ const VARIANTS: [Variant; 2] = [
     },
 ];
 
-/// A lab with a server whose daemon is started and stopped.
-struct Scene {
-    lab: Lab,
-    log: AccessLog,
-    block_log: PathBuf,
-    flags: Vec<String>,
+/// A scene where the rule is iptables'.
+struct Scene(scene::Scene);
+
+impl Deref for Scene {
+    type Target = scene::Scene;
+
+    fn deref(&self) -> &scene::Scene {
+        &self.0
+    }
+}
+
+impl DerefMut for Scene {
+    fn deref_mut(&mut self) -> &mut scene::Scene {
+        &mut self.0
+    }
 }
 
 impl Scene {
     fn new(variant: &Variant) -> Result<Self> {
-        let lab = Lab::new()?;
-        let log = AccessLog::open(lab.path("access.log"))?;
-        let block_log = lab.path("block.log");
-        let mut flags = vec![
-            "--evidence=log".to_owned(),
-            format!("--access.log={}", log.path().display()),
-            format!("--block.log={}", block_log.display()),
-        ];
-        flags.extend(variant.flag.map(str::to_owned));
-        Ok(Self { lab, log, block_log, flags })
-    }
-
-    fn server(&self) -> &Host {
-        self.lab.server()
-    }
-
-    fn start(&self, more: &[&str]) -> Result<Daemon> {
-        let mut flags = self.flags.clone();
-        flags.extend(more.iter().map(ToString::to_string));
-        Daemon::start(Path::new(REFRACT), self.server(), &flags)
-    }
-
-    /// Runs `refract` with `arguments` to its end: exit status and what it said on stderr.
-    fn refract(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
-        let output = self.server().finish(daemon::command(Path::new(REFRACT), arguments))?;
-        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
-    }
-
-    /// Starts a daemon that is expected to refuse.
-    fn refused(&self) -> Result<(Option<i32>, String)> {
-        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        self.refract(&flags)
+        let flags: Vec<&str> = ["--firewall=iptables"].into_iter().chain(variant.flag).collect();
+        Ok(Self(scene::Scene::with(&flags)?))
     }
 
     /// Makes `offender` one, with an account of its own, and waits until it is banned.
     fn ban(&self, offender: &str) -> Result<()> {
-        let address: IpAddr =
-            offender.parse().map_err(LabError::while_trying(format!("take {offender}")))?;
-        let first = SocketAddr::from(([198, 51, 100, 1], 40_000));
-        self.log.shared(&format!("user-of-{offender}"), first, SocketAddr::new(address, 40_001))?;
+        self.offend(offender)?;
         witness::wait_for_member(self.server(), SET, offender, true, BOUND)
-    }
-
-    fn shell(&self, script: &str) -> Result<String> {
-        self.server().output("sh", &["-ec", script])
     }
 
     fn members(&self) -> Result<Vec<String>> {
@@ -154,12 +122,6 @@ fn is_first_and_once(rules: &[String], rule: &str) -> bool {
 /// until it is quicker than the keeper.
 fn destroy_set(Variant { v4, .. }: &Variant) -> String {
     format!("for i in $(seq 500); do {v4} -F; ipset destroy {SET} 2>&- && exit; done; exit 1")
-}
-
-fn stop(daemon: Daemon) -> Result<()> {
-    let status = daemon.terminate(BOUND)?;
-    assert!(status.success(), "SIGTERM ended the daemon with {status}");
-    Ok(())
 }
 
 #[test]
@@ -268,7 +230,8 @@ fn a_rule_pushed_from_the_top_is_moved_back_at_once_but_not_twice_in_a_row() -> 
         scene.shell(&push)?;
         scene.wait_for_rules(variant, BACK_BOUND)?;
         // Until it says so, what comes in between is put right as a part of the same move.
-        daemon.wait_for_message("it is again at the top of INPUT", BOUND)?;
+        let said = daemon.wait_for_message("it is again at the top of INPUT", BOUND)?;
+        assert!(said.ends_with(" found_v4=displaced found_v6=in-place"), "{said}");
         scene.shell(&push)?;
         // Two checks of the slower variant pass, and it stays where it is.
         let moved = eventually("a second move", Duration::from_millis(2_300), || {
@@ -285,6 +248,49 @@ fn a_rule_pushed_from_the_top_is_moved_back_at_once_but_not_twice_in_a_row() -> 
 }
 
 #[test]
+fn the_rule_against_mptcp_comes_back_and_goes_when_it_is_not_wanted() -> Result<()> {
+    for variant in &VARIANTS {
+        let scene = Scene::new(variant)?;
+        let foreign = STRIP.replace(" -m comment --comment refract", "");
+        let tools = [variant.v4, variant.v6];
+        for tool in tools {
+            scene.shell(&format!("{tool} -t mangle {foreign}"))?;
+        }
+        let expect = |rules: &[&str]| {
+            for tool in tools {
+                eventually(&format!("{rules:?} in {tool}"), BACK_BOUND, || {
+                    let found = witness::mangle_rules_of(scene.server(), tool)?;
+                    Ok((found == rules).then_some(()))
+                })?;
+            }
+            Ok::<_, LabError>(())
+        };
+        let daemon = scene.start(&[])?;
+        daemon.wait_for_message("MPTCP is stripped from handshakes", BOUND)?;
+        expect(&[STRIP, &foreign])?;
+        for tool in tools {
+            scene.shell(&format!("{tool} -t mangle -F INPUT"))?;
+        }
+        expect(&[STRIP])?;
+        daemon.wait_for_message("the rule that strips MPTCP was not in place", BOUND)?;
+        // Its place does not matter, and a second one is one too many.
+        for tool in tools {
+            scene.shell(&format!(
+                "{tool} -t mangle {STRIP}; {tool} -t mangle {}",
+                foreign.replacen("-A", "-I", 1)
+            ))?;
+        }
+        expect(&[STRIP, &foreign])?;
+        stop(daemon)?;
+        expect(&[STRIP, &foreign])?;
+        stop(scene.start(&["--strip-mptcp=false"])?)?;
+        expect(&[&foreign])?;
+        scene.wait_for_rules(variant, Duration::ZERO)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_ban_that_the_operator_lifted_stays_lifted_when_the_set_is_made_again() -> Result<()> {
     let scene = Scene::new(&VARIANTS[0])?;
     let daemon = scene.start(&[])?;
@@ -292,7 +298,7 @@ fn a_ban_that_the_operator_lifted_stays_lifted_when_the_set_is_made_again() -> R
         scene.ban(offender)?;
     }
     scene.shell(&format!("ipset del {SET} 198.51.100.12"))?;
-    assert_eq!(scene.refract(&["unban", "198.51.100.13"])?.0, Some(0));
+    assert_eq!(scene.refract(&["unban", "198.51.100.13"])?.status, Some(0));
     for lifted in ["198.51.100.12", "198.51.100.13"] {
         let sentence = format!("it stays lifted target={lifted}");
         daemon.wait_for_message(&sentence, Duration::from_secs(2))?;
@@ -303,47 +309,6 @@ fn a_ban_that_the_operator_lifted_stays_lifted_when_the_set_is_made_again() -> R
     // And its device may be banned again for a new offence.
     scene.ban("198.51.100.12")?;
     stop(daemon)
-}
-
-/// Sends handshakes from [`OFFENDER`] as fast as it can, tens of thousands a second, until dropped.
-struct Knocker {
-    over: Arc<AtomicBool>,
-    knocking: Option<JoinHandle<Result<()>>>,
-}
-
-impl Knocker {
-    fn start(client: &Host) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let is_over = Arc::clone(&over);
-        let knocking = client.start_thread(move || {
-            while !is_over.load(Ordering::Relaxed) {
-                knock().map_err(LabError::while_trying("knock"))?;
-            }
-            Ok(())
-        });
-        Self { over, knocking: Some(knocking) }
-    }
-}
-
-impl Drop for Knocker {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        if let Some(knocking) = self.knocking.take() {
-            let _ = knocking.join();
-        }
-    }
-}
-
-/// One handshake's first packet; the socket is gone before any answer.
-fn knock() -> rustix::io::Result<()> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-    let offender = OFFENDER.parse().map_err(|_| rustix::io::Errno::INVAL)?;
-    bind(&socket, &SocketAddr::new(offender, 0))?;
-    match connect(&socket, &SocketAddr::new(SERVER_V4.into(), 443)) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(()),
-        Err(errno) => Err(errno),
-    }
 }
 
 /// A set of our name that is not as ours: how it came to be, and whether its ban can be carried.
@@ -375,7 +340,7 @@ fn a_leftover_set_that_only_our_rule_uses_is_replaced_and_no_packet_gets_through
                 };
                 Ok::<_, LabError>((count("-j DROP"), count("-j ACCEPT")))
             };
-            let knocker = Knocker::start(&client);
+            let knocker = Knocker::start(&client, OFFENDER);
             eventually("packets that are stopped", BOUND, || {
                 Ok((counted()?.0 > 100).then_some(()))
             })?;
@@ -438,12 +403,9 @@ fn a_set_that_a_foreign_rule_uses_is_refused_by_name_and_nothing_is_left_behind(
             scene.shell(&format!(
                 "ipset create {set} hash:ip,port family {family}; {tool} {foreign}"
             ))?;
-            let (status, said) = scene.refused()?;
-            assert_eq!(status, Some(1), "{said}");
-            for part in [set, "hash:ip,port", &foreign] {
-                assert!(said.contains(part), "no `{part}` in {said}");
-            }
-            assert_eq!(said.lines().count(), 1, "{said}");
+            let refused = scene.refused(&[], &[])?;
+            refused.is_refusal(&[set, "hash:ip,port", &foreign]);
+            assert_eq!(refused.err.lines().count(), 1, "{refused:?}");
             assert_eq!(witness::set_names(scene.server())?, [set], "something was left behind");
             assert_eq!(scene.rules(variant.v4)?, [] as [&str; 0]);
             assert_eq!(scene.rules(variant.v6)?, [] as [&str; 0]);
@@ -477,8 +439,7 @@ fn a_full_set_is_said_recorded_and_stops_nothing() -> Result<()> {
         let source = IpAddr::from([198, 18, 0, last]);
         let talker = Talker::connect(&client, source, server)?;
         talker.progress().wait_for_bytes(100, BOUND)?;
-        let first = SocketAddr::from(([198, 51, 100, 1], 40_000));
-        scene.log.shared(&format!("user{last}"), first, talker.local())?;
+        scene.offend_at(talker.local())?;
         talker.progress().wait_for_end(BOUND)?;
         let of = format!(" source={source} ");
         let record = witness::wait_for_line(&scene.block_log, &of, BOUND)?;
@@ -557,16 +518,7 @@ fn after_a_crash_rule_and_bans_are_there_and_the_next_run_accounts_for_each() ->
     for _ in 0..2 {
         let daemon = scene.start(&[])?;
         daemon.wait_for_message("took over the bans", BOUND)?;
-        let records = witness::lines_with(&scene.block_log, "source=")?;
-        let about = |source: &str| {
-            let of = format!(" source={source} ");
-            records.iter().filter(|record| record.contains(&of)).collect::<Vec<_>>()
-        };
-        assert_eq!(records.len(), 3, "{records:#?}");
-        assert!(about(OFFENDER)[0].contains(" ban user=\"user-of-198.51.100.12\""), "{records:#?}");
-        for source in ["198.51.100.13", "2001:db8:13::/64"] {
-            assert!(about(source)[0].contains(" adopted "), "{records:#?}");
-        }
+        scene.accounts_for(OFFENDER, &["198.51.100.13", "2001:db8:13::/64"])?;
         assert_eq!(scene.members()?, [OFFENDER, "198.51.100.13"]);
         scene.wait_for_rules(&VARIANTS[0], Duration::ZERO)?;
         // What was taken over is kept as what was banned by this run.

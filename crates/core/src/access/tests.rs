@@ -539,3 +539,34 @@ proptest! {
         );
     }
 }
+
+#[test]
+fn a_refused_line_names_its_peer_and_no_other_line_does() {
+    let refused = "2026/11/23 09:44:41 from 198.51.100.21:41039 rejected  proxy/trojan: no";
+    let peer = refused_peer(refused.as_bytes()).map(|peer| peer.to_string());
+    assert_eq!(peer.as_deref(), Some("198.51.100.21:41039"));
+    let old = "2026/11/23 09:44:41 tcp:[2001:db8::1]:7 rejected  proxy/socks: no";
+    let peer = refused_peer(old.as_bytes()).map(|peer| peer.to_string());
+    assert_eq!(peer.as_deref(), Some("[2001:db8::1]:7"));
+    for line in [
+        "2026/11/23 09:44:41 from 198.51.100.21:0 rejected  a",
+        "2026/11/23 09:44:41 from 198.51.100.21:1 accepted tcp:a:1 [x] email: b rejected  c",
+        "2026/11/23 09:44:41 from @ rejected  a",
+        "from 198.51.100.21:1 rejected  a",
+        "",
+    ] {
+        assert_eq!(refused_peer(line.as_bytes()), None, "{line}");
+    }
+}
+
+#[test]
+fn a_line_with_port_zero_still_says_whose_it_is() {
+    let line =
+        b"2026/11/23 09:44:06 from 192.0.2.66:0 accepted tcp:a:1 [ws >> direct] email: alice";
+    assert_eq!(parse(line), Err(Rejection::PortZero));
+    let hidden = hidden_sighting(line).unwrap();
+    assert_eq!((hidden.user, hidden.inbound), (&b"alice"[..], Some(&b"ws"[..])));
+    let shown =
+        b"2026/11/23 09:44:06 from 192.0.2.66:9 accepted tcp:a:1 [ws >> direct] email: alice";
+    assert_eq!(hidden_sighting(shown), None);
+}

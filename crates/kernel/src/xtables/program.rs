@@ -70,7 +70,8 @@ pub enum ProgramFailure {
     /// A rule names a set that is not there.
     #[error("a set that the rule names does not exist; sets are made before the rule: {0}")]
     NoSet(String),
-    /// The kernel does not have the table `filter`.
+    /// The kernel does not have the table: `filter`, as the sentence says. Where it is `mangle`, that
+    /// becomes an answer before anybody reads the sentence.
     #[error("the kernel has no table `filter` for it (modprobe iptable_filter, ip6table_filter)")]
     NoTable,
     /// Another program holds the lock.
@@ -94,8 +95,43 @@ pub enum ProgramFailure {
     #[error("its answer is not that of an iptables")]
     Unintelligible,
     /// What was done did not last until it was looked at.
-    #[error("somebody else keeps changing chain INPUT")]
-    Unsettled,
+    #[error("somebody else keeps changing chain {chain}")]
+    Unsettled {
+        /// The chain's name.
+        chain: String,
+    },
+    /// The chain that the rule is to be in is not there.
+    #[error(
+        "there is no chain {chain} that iptables could list: start what makes it (Docker makes \
+         DOCKER-USER), make it with `iptables -N {chain}` and `ip6tables -N {chain}`, or name \
+         another with --chain"
+    )]
+    NoChain {
+        /// The chain's name.
+        chain: String,
+    },
+    /// The program or the kernel does not have the target `TCPOPTSTRIP`.
+    #[error("the target TCPOPTSTRIP is not there (modprobe xt_TCPOPTSTRIP; libxt_TCPOPTSTRIP.so)")]
+    NoStripTarget,
+    /// The program or the kernel does not have the match `comment`.
+    #[error("the match `comment` is not there (modprobe xt_comment; libxt_comment.so)")]
+    NoCommentMatch,
+}
+
+impl ProgramFailure {
+    /// Whether the program itself does not work, for a reason that only it knows: its sentence then
+    /// says what happened, and no remedy.
+    #[must_use]
+    pub fn is_breakage(&self) -> bool {
+        matches!(
+            self,
+            Self::Unrunnable(_)
+                | Self::TimedOut(_)
+                | Self::Exited { .. }
+                | Self::TooMuch
+                | Self::Unintelligible
+        )
+    }
 }
 
 /// Runs `program` to its end, or kills it after `limit`, and gives its standard output.
@@ -105,6 +141,34 @@ pub(super) fn run(
     input: Option<&str>,
     limit: Duration,
 ) -> Result<String, ProgramFailure> {
+    match run_quietly(program, arguments, input, limit)? {
+        Ended { success: true, output, .. } => Ok(output),
+        ended => Err(diagnosis(&ended)),
+    }
+}
+
+/// What `iptables-restore --test` finds lacking for a rule against MPTCP: a program that lacks
+/// something fails, but where the kernel does, it only warns and ends well. Whatever else is wrong
+/// is left for the real attempt to tell.
+pub(super) fn lacking(
+    program: &Path,
+    arguments: &[&str],
+    input: &str,
+    limit: Duration,
+) -> Option<ProgramFailure> {
+    let ended = run_quietly(program, arguments, Some(input), limit).ok()?;
+    let failure = diagnosis(&ended);
+    matches!(failure, ProgramFailure::NoStripTarget | ProgramFailure::NoCommentMatch)
+        .then_some(failure)
+}
+
+/// Runs a program to its end, whatever that is.
+fn run_quietly(
+    program: &Path,
+    arguments: &[&str],
+    input: Option<&str>,
+    limit: Duration,
+) -> Result<Ended, ProgramFailure> {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -121,8 +185,7 @@ pub(super) fn run(
     }
     match run_to_end(command, input, limit) {
         Ok(Some(Ended { overflowed: true, .. })) => Err(ProgramFailure::TooMuch),
-        Ok(Some(Ended { success: true, output, .. })) => Ok(output),
-        Ok(Some(ended)) => Err(diagnosis(&ended)),
+        Ok(Some(ended)) => Ok(ended),
         Ok(None) => Err(ProgramFailure::TimedOut(limit)),
         Err(source) if source.kind() == io::ErrorKind::NotFound => Err(ProgramFailure::NotFound),
         Err(source) => Err(ProgramFailure::Unrunnable(source)),
@@ -221,6 +284,14 @@ fn diagnosis(ended: &Ended) -> ProgramFailure {
         || says("Permission denied")
     {
         ProgramFailure::NotPermitted
+    } else if says("Extension TCPOPTSTRIP revision")
+        // Without its extension the name might be a chain's, which takes no options.
+        || says("unknown option \"--strip-options\"")
+        || says("Couldn't load target `TCPOPTSTRIP'")
+    {
+        ProgramFailure::NoStripTarget
+    } else if says("Extension comment revision") || says("Couldn't load match `comment'") {
+        ProgramFailure::NoCommentMatch
     } else if says("Couldn't load match `set'") {
         ProgramFailure::NoMatchInProgram
     } else if says("module xt_set is not loaded")
@@ -382,6 +453,33 @@ mod tests {
                 "iptables v1.8.9 (legacy): can't initialize iptables table `filter': Table does \
                  not exist (do you need to insmod?)\n",
                 "no table `filter`",
+            ),
+            // From here on with a target that this kernel lacks, under our target's name.
+            (
+                "Warning: Extension TCPOPTSTRIP revision 0 not supported, missing kernel \
+                 module?\niptables-nft-restore v1.8.9 (nf_tables): \nline 2: RULE_INSERT failed (No \
+                 such file or directory): rule in chain PREROUTING\n",
+                "modprobe xt_TCPOPTSTRIP",
+            ),
+            (
+                "Warning: Extension TCPOPTSTRIP revision 0 not supported, missing kernel \
+                 module?\niptables-restore: line 3 failed\n",
+                "modprobe xt_TCPOPTSTRIP",
+            ),
+            (
+                "iptables-restore v1.8.9 (legacy): unknown option \"--strip-options\"\nError \
+                 occurred at line: 2\n",
+                "libxt_TCPOPTSTRIP.so",
+            ),
+            (
+                "Warning: Extension comment revision 0 not supported, missing kernel module?\n\
+                 iptables-restore: line 3 failed\n",
+                "modprobe xt_comment",
+            ),
+            (
+                "iptables-restore v1.8.9 (legacy): Couldn't load match `comment':No such file or \
+                 directory\n\nError occurred at line: 2\n",
+                "libxt_comment.so",
             ),
             (
                 "iptables v1.8.9 (nf_tables): table `filter' is incompatible, use 'nft' tool.\n",

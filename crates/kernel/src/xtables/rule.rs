@@ -1,18 +1,18 @@
 //! Rules as data: which we want, which a listing holds, and how the two compare. Pure.
 //!
-//! Takes a plan (protocols, ports, sets) and the text of `iptables -S INPUT`; makes arguments, a
+//! Takes a plan (protocols, ports, chain, sets) and the text of `iptables -S`; makes arguments, a
 //! [`State`], and the text of a transaction for `iptables-restore`. It runs nothing.
 
-use std::{
-    fmt::{self, Write as _},
-    ops::RangeInclusive,
-};
+use std::{fmt, ops::RangeInclusive};
 
+use super::{
+    chain::{Chain, ChainName, Comparison, DOCKER_USER, FORWARD, INPUT},
+    ports::{groups_of_ports, ports_from_text, ports_to_text},
+};
 use crate::error::Error;
 
-/// How many ports one `multiport` match takes (`XT_MULTI_PORTS`, `xt_multiport.h`); a
-/// range takes two of them.
-const MULTIPORT_SLOTS: usize = 15;
+/// The table that the rules are in.
+pub(super) const TABLE: &str = "filter";
 /// Rules per protocol that a plan may come to: every packet to the host passes them all.
 const MAX_RULES: usize = 16;
 
@@ -70,7 +70,7 @@ impl SetNames {
     }
 }
 
-/// How the rules of one family stand in chain INPUT.
+/// How the rules of one family stand in their chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Exactly the planned rules, in order, before every other rule.
@@ -104,40 +104,49 @@ impl fmt::Display for State {
 pub struct RulePlan {
     protocols: Vec<Protocol>,
     ports: Vec<RangeInclusive<u16>>,
+    chain: ChainName,
     v4: SetNames,
     v6: SetNames,
 }
 
 impl RulePlan {
     /// A plan for `protocols`, each once, and local `ports`: from 1 on, ascending and apart, few
-    /// enough for 16 rules (240 single ports or 112 ranges).
+    /// enough for 16 rules (240 single ports or 112 ranges), in chain INPUT.
     pub fn new(
         protocols: &[Protocol],
         ports: &[RangeInclusive<u16>],
         v4: SetNames,
         v6: SetNames,
     ) -> Result<Self, Error> {
-        let refused = |reason| Err(Error::Plan { reason });
-        if protocols.is_empty() {
-            return refused("no protocol is enforced");
-        }
-        if protocols.iter().enumerate().any(|(at, one)| protocols.iter().take(at).any(|o| o == one))
-        {
-            return refused("a protocol is named twice");
-        }
-        if ports.is_empty() {
-            return refused("no port is protected");
-        }
-        if ports.iter().any(|range| *range.start() == 0 || range.is_empty()) {
-            return refused("a port range is empty or holds port 0");
-        }
-        if ports.iter().zip(ports.iter().skip(1)).any(|(low, high)| low.end() >= high.start()) {
-            return refused("port ranges overlap or are not in ascending order");
-        }
+        check_plan(protocols, ports)?;
         if groups_of_ports(ports).len() > MAX_RULES {
-            return refused("the ports take more than 16 rules; use ranges");
+            let reason = "the ports take more than 16 rules; use ranges";
+            return Err(Error::Plan { reason });
         }
-        Ok(Self { protocols: protocols.to_vec(), ports: ports.to_vec(), v4, v6 })
+        let chain = ChainName::default();
+        Ok(Self { protocols: protocols.to_vec(), ports: ports.to_vec(), chain, v4, v6 })
+    }
+
+    /// The same rules in another chain.
+    #[must_use]
+    pub fn in_chain(self, chain: ChainName) -> Self {
+        Self { chain, ..self }
+    }
+
+    /// The chain that the rules are in.
+    pub(super) fn chain(&self) -> Chain<'_> {
+        Chain { table: TABLE, name: self.chain.as_str() }
+    }
+
+    /// Whether MPTCP is to be stripped in chain `name` of table mangle, which has no chain that
+    /// somebody made. Where it cannot be told which of the two leads to the chain of the plan, in
+    /// both.
+    pub(super) fn strips_in(&self, name: &str) -> bool {
+        match self.chain.as_str() {
+            INPUT => name == INPUT,
+            FORWARD | DOCKER_USER => name == FORWARD,
+            _ => [INPUT, FORWARD].contains(&name),
+        }
     }
 
     /// The names of a family's sets.
@@ -146,6 +155,15 @@ impl RulePlan {
         match family {
             IpFamily::V4 => self.v4,
             IpFamily::V6 => self.v6,
+        }
+    }
+
+    /// The ports where MPTCP is stripped, a group for each rule; none where TCP is not enforced.
+    pub(super) fn groups_of_tcp_ports(&self) -> Vec<Vec<RangeInclusive<u16>>> {
+        if self.protocols.contains(&Protocol::Tcp) {
+            groups_of_ports(&self.ports)
+        } else {
+            Vec::new()
         }
     }
 
@@ -170,6 +188,31 @@ impl RulePlan {
     }
 }
 
+/// What every plan of ours is made of: `protocols`, each once, and `ports` from 1 on, ascending and
+/// apart.
+pub(crate) fn check_plan(
+    protocols: &[Protocol],
+    ports: &[RangeInclusive<u16>],
+) -> Result<(), Error> {
+    let refused = |reason| Err(Error::Plan { reason });
+    if protocols.is_empty() {
+        return refused("no protocol is enforced");
+    }
+    if protocols.iter().enumerate().any(|(at, one)| protocols.iter().take(at).any(|o| o == one)) {
+        return refused("a protocol is named twice");
+    }
+    if ports.is_empty() {
+        return refused("no port is protected");
+    }
+    if ports.iter().any(|range| *range.start() == 0 || range.is_empty()) {
+        return refused("a port range is empty or holds port 0");
+    }
+    if ports.iter().zip(ports.iter().skip(1)).any(|(low, high)| low.end() >= high.start()) {
+        return refused("port ranges overlap or are not in ascending order");
+    }
+    Ok(())
+}
+
 /// One rule of ours: drop what comes to these ports and is in this set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -181,7 +224,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// What stands after `-I INPUT`, one argument each.
+    /// What stands after `-I` and the chain's name, one argument each.
     #[must_use]
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = vec!["-p", self.protocol.name()];
@@ -223,83 +266,39 @@ impl Rule {
     }
 }
 
-/// Ports as iptables writes them: `443,8443,2000:2010`.
-#[must_use]
-pub fn ports_to_text(ports: &[RangeInclusive<u16>]) -> String {
-    let mut text = String::new();
-    for range in ports {
-        let comma = if text.is_empty() { "" } else { "," };
-        let (first, last) = (range.start(), range.end());
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{comma}{first}");
-        if first != last {
-            let _ = write!(text, ":{last}");
-        }
-    }
-    text
-}
-
-/// Reads [`ports_to_text`].
-#[must_use]
-pub fn ports_from_text(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
-    text.split(',')
-        .map(|range| {
-            let (first, last) = range.split_once(':').unwrap_or((range, range));
-            Some(port(first)?..=port(last)?)
-        })
-        .collect()
-}
-
-fn port(text: &str) -> Option<u16> {
-    // `u16::from_str` also takes a plus sign.
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
-}
-
-/// Cuts the ports into groups of one rule each.
-fn groups_of_ports(ports: &[RangeInclusive<u16>]) -> Vec<Vec<RangeInclusive<u16>>> {
-    let mut groups = Vec::new();
-    let mut group = Vec::new();
-    let mut taken = 0;
-    for range in ports {
-        let slots = if range.start() == range.end() { 1 } else { 2 };
-        if taken + slots > MULTIPORT_SLOTS {
-            groups.push(std::mem::take(&mut group));
-            taken = 0;
-        }
-        taken += slots;
-        group.push(range.clone());
-    }
-    groups.push(group);
-    groups
-}
-
-/// One listed rule of chain INPUT.
+/// One listed rule.
 #[derive(Debug)]
 struct Listed {
-    /// What stands after `-A INPUT`, as it was printed.
+    /// What stands after `-A` and the chain's name, as it was printed.
     text: String,
     words: Vec<String>,
     ours: bool,
 }
 
-/// Chain INPUT as `iptables -S INPUT` prints it.
+/// A chain as `iptables -S` with its name prints it.
 #[derive(Debug)]
-pub(super) struct Listing {
+pub(super) struct Listing<'n> {
+    chain: Chain<'n>,
     rules: Vec<Listed>,
 }
 
-impl Listing {
+impl<'n> Listing<'n> {
     /// Reads the listing; `None` if it is none. `sets` tells which rules are ours.
-    pub(super) fn parse(text: &str, sets: SetNames) -> Option<Self> {
-        // The policy of a chain that the kernel owns is always printed, even where no table is.
-        if !text.lines().any(|line| line.starts_with("-P INPUT ")) {
-            return None;
-        }
-        let rules = text.lines().filter_map(|line| line.strip_prefix("-A INPUT ")).map(|text| {
+    pub(super) fn parse(text: &str, chain: Chain<'n>, sets: SetNames) -> Option<Self> {
+        let rules = chain.rules(text)?.map(|text| {
             let words = words(text);
-            Listed { text: text.to_owned(), ours: is_ours(&words, sets), words }
+            Listed { text: text.to_owned(), ours: is_ours(chain.name, &words, sets), words }
         });
-        Some(Self { rules: rules.collect() })
+        Some(Self { chain, rules: rules.collect() })
+    }
+
+    /// How the chain compares with the `planned` rules, and what leaves the `wanted` ones of ours.
+    pub(super) fn compare(&self, planned: &[Rule], wanted: &[Rule]) -> Comparison {
+        Comparison {
+            state: self.state(planned),
+            ours: self.count(),
+            transaction: (!self.holds_exactly(wanted)).then(|| self.replacement(wanted)),
+        }
     }
 
     /// How the chain compares with the `wanted` rules.
@@ -317,8 +316,13 @@ impl Listing {
     }
 
     /// Whether the chain begins with the `wanted` rules and holds no other of ours.
-    pub(super) fn holds_exactly(&self, wanted: &[Rule]) -> bool {
-        self.begins_with(wanted) && self.ours().count() == wanted.len()
+    fn holds_exactly(&self, wanted: &[Rule]) -> bool {
+        self.begins_with(wanted) && self.count() == wanted.len()
+    }
+
+    /// How many rules of ours there are.
+    pub(super) fn count(&self) -> usize {
+        self.ours().count()
     }
 
     /// How many rules of ours refer to `set`.
@@ -328,17 +332,9 @@ impl Listing {
     }
 
     /// The transaction that removes every rule of ours and puts the `wanted` ones at the top.
-    pub(super) fn replacement(&self, wanted: &[Rule]) -> String {
-        let mut batch = String::from("*filter\n");
-        for listed in self.ours() {
-            // As it was printed: iptables prints rules in the form in which it takes them.
-            batch.extend(["-D INPUT ", &listed.text, "\n"]);
-        }
-        for rule in wanted.iter().rev() {
-            batch.extend(["-I INPUT ", &rule.arguments().join(" "), "\n"]);
-        }
-        batch.push_str("COMMIT\n");
-        batch
+    fn replacement(&self, wanted: &[Rule]) -> String {
+        let listed = self.ours().map(|listed| listed.text.as_str());
+        self.chain.replacement(listed, wanted.iter().map(Rule::arguments))
     }
 
     fn begins_with(&self, wanted: &[Rule]) -> bool {
@@ -349,6 +345,20 @@ impl Listing {
     fn ours(&self) -> impl Iterator<Item = &Listed> {
         self.rules.iter().filter(|listed| listed.ours)
     }
+}
+
+/// The rules of ours in chains other than the `planned` one, in what `iptables -S` prints of
+/// several: each with its chain, cut into words.
+pub(super) fn elsewhere<'l>(
+    text: &'l str,
+    planned: &str,
+    sets: SetNames,
+) -> impl Iterator<Item = (&'l str, Vec<String>)> {
+    text.lines().filter_map(move |line| {
+        let (chain, rule) = line.strip_prefix("-A ")?.split_once(' ')?;
+        let words = words(rule);
+        (chain != planned && is_ours(chain, &words, sets)).then_some((chain, words))
+    })
 }
 
 /// The rules in the output of `iptables-save` that refer to `set`, each after its table; without
@@ -365,15 +375,22 @@ pub(super) fn references_in_save(
         }
         let words = words(line.strip_prefix("-A ")?);
         let chain = words.first()?;
-        let is_ours =
-            table == "filter" && chain == "INPUT" && ours.is_some_and(|sets| is_ours(&words, sets));
+        let is_ours = table == TABLE
+            && ours.is_some_and(|sets| {
+                words.get(1..).is_some_and(|words| is_ours(chain, words, sets))
+            });
         let refers = words.iter().any(|word| word == set);
         (refers && !is_ours).then(|| format!("{table} {line}"))
     })
 }
 
-/// Whether a rule of chain INPUT matches one of our sets and drops. "Not in our set" is no match.
-fn is_ours(words: &[String], sets: SetNames) -> bool {
+/// Whether a rule matches one of our sets and drops; "not in our set" is no match. In other chains
+/// than INPUT, where earlier versions had theirs, it must have the whole shape of one of ours: who
+/// has a rule of his own shape there look our sets up wants it there.
+fn is_ours(chain: &str, words: &[String], sets: SetNames) -> bool {
+    if chain != INPUT {
+        return Rule::from_words(words).is_some_and(|rule| sets.contains(&rule.set));
+    }
     let matches = words.windows(3).any(|three| match three {
         [before, option, set] => before != "!" && option == "--match-set" && sets.contains(set),
         _ => false,
@@ -384,7 +401,7 @@ fn is_ours(words: &[String], sets: SetNames) -> bool {
 
 /// Cuts a listed rule into words. A text with spaces (a comment) is printed within double quotes,
 /// with backslashes before quotes and backslashes (`xtables_save_string`, libxtables).
-fn words(text: &str) -> Vec<String> {
+pub(super) fn words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = None::<String>;
     let mut quoted = false;
@@ -413,6 +430,7 @@ mod tests {
     const V6: SetNames =
         SetNames { sources: "refract_banned_users6", flows: "refract_banned_flows6" };
     const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+    const CHAIN: Chain<'static> = Chain { table: TABLE, name: INPUT };
 
     const TCP_443: &str =
         "-A INPUT -p tcp -m tcp --dport 443 -m set --match-set refract_banned_users src -j DROP";
@@ -425,9 +443,9 @@ mod tests {
         RulePlan::new(protocols, &ports_from_text(ports).unwrap(), V4, V6).unwrap()
     }
 
-    fn listing(rules: &[&str]) -> Listing {
+    fn listing(rules: &[&str]) -> Listing<'static> {
         let text = format!("-P INPUT ACCEPT\n{}\n", rules.join("\n"));
-        Listing::parse(&text, V4).unwrap()
+        Listing::parse(&text, CHAIN, V4).unwrap()
     }
 
     #[track_caller]
@@ -535,16 +553,6 @@ mod tests {
     }
 
     #[test]
-    fn ports_survive_being_written_and_read() {
-        for text in ["443", "1:65535", "443,2000:2010,8443"] {
-            assert_eq!(ports_to_text(&ports_from_text(text).unwrap()), text);
-        }
-        for text in ["", ",", "443,", "+443", " 443", "65536", "1:2:3", "a", "443;reboot"] {
-            assert_eq!(ports_from_text(text), None, "{text:?}");
-        }
-    }
-
-    #[test]
     fn the_wanted_rules_first_and_once_are_in_place() {
         check_state(&[Protocol::Tcp], &[TCP_443], State::InPlace);
         check_state(&[Protocol::Tcp], &[TCP_443, ESTABLISHED], State::InPlace);
@@ -631,13 +639,13 @@ mod tests {
     fn a_rule_of_ours_in_another_chain_is_not_listed() {
         let text =
             "-P INPUT ACCEPT\n-A FORWARD -m set --match-set refract_banned_users src -j DROP";
-        assert_eq!(Listing::parse(text, V4).unwrap().ours().count(), 0);
+        assert_eq!(Listing::parse(text, CHAIN, V4).unwrap().ours().count(), 0);
     }
 
     #[test]
     fn a_text_without_a_policy_of_the_chain_is_no_listing() {
         for text in ["", "hello\n", "-A INPUT -j ACCEPT\n", "-P FORWARD ACCEPT\n"] {
-            assert!(Listing::parse(text, V4).is_none(), "{text:?}");
+            assert!(Listing::parse(text, CHAIN, V4).is_none(), "{text:?}");
         }
     }
 
@@ -695,5 +703,46 @@ mod tests {
         assert_eq!(found(Some(V4)), foreign);
         // In the other implementation of iptables even a rule like ours is not in our hands.
         assert_eq!(found(None).len(), foreign.len() + 1);
+    }
+
+    #[test]
+    fn rules_of_ours_in_other_chains_are_known_by_their_whole_shape() {
+        let foreign = "-A FORWARD -m set --match-set refract_banned_users src -j DROP";
+        let counted = "-A FORWARD -p tcp -m tcp --dport 443 -m set --match-set \
+                       refract_banned_users src -m limit --limit 1/s -j DROP";
+        let moved = [TCP_443, UDP_443].map(|rule| rule.replace("INPUT", "DOCKER-USER"));
+        let text = [TCP_443, foreign, counted, &moved[0], "-N DOCKER-USER", &moved[1]].join("\n");
+        let found: Vec<_> =
+            elsewhere(&text, "INPUT", V4).map(|(chain, words)| (chain, words[1].clone())).collect();
+        assert_eq!(found, [("DOCKER-USER", "tcp".to_owned()), ("DOCKER-USER", "udp".to_owned())]);
+        let found: Vec<_> = elsewhere(&text, "DOCKER-USER", V4).map(|(chain, _)| chain).collect();
+        assert_eq!(found, ["INPUT"]);
+        assert_eq!(elsewhere(&text, "FORWARD", V6).count(), 0);
+    }
+
+    #[test]
+    fn a_rule_is_put_into_the_chain_of_the_plan() {
+        let plan = plan(&[Protocol::Tcp], "443").in_chain("DOCKER-USER".parse().unwrap());
+        let text = "-N DOCKER-USER\n-A DOCKER-USER -j RETURN\n";
+        let listing = Listing::parse(text, plan.chain(), V4).unwrap();
+        let rules = plan.rules(IpFamily::V4);
+        assert_eq!(
+            listing.compare(&rules, &rules).transaction.unwrap(),
+            "*filter\n-I DOCKER-USER -p tcp --dport 443 -m set --match-set refract_banned_users src \
+             -j DROP\nCOMMIT\n"
+        );
+    }
+
+    #[test]
+    fn mptcp_is_stripped_where_the_packets_of_the_chain_pass() {
+        for (chain, input, forward) in [
+            ("INPUT", true, false),
+            ("FORWARD", false, true),
+            ("DOCKER-USER", false, true),
+            ("mine", true, true),
+        ] {
+            let plan = plan(&[Protocol::Tcp], "443").in_chain(chain.parse().unwrap());
+            assert_eq!((plan.strips_in(INPUT), plan.strips_in(FORWARD)), (input, forward));
+        }
     }
 }

@@ -20,3 +20,10 @@ pub(crate) fn input_rules(program: &str) -> Vec<String> {
     let listing = shell(&format!("{program} -w 5 -S INPUT"));
     listing.lines().filter_map(|line| Some(line.strip_prefix("-A INPUT ")?.to_owned())).collect()
 }
+
+/// The rules of chain INPUT of table mangle, without the `-A INPUT` in front.
+pub(crate) fn mangle_rules(program: &str) -> Vec<String> {
+    let listing = shell(&format!("{program} -w 5 -t mangle -S INPUT"));
+    let rules = listing.lines().filter_map(|line| line.strip_prefix("-A INPUT "));
+    rules.map(str::to_owned).collect()
+}

@@ -13,7 +13,7 @@ use std::{
 use refract_core::Source;
 use refract_kernel::sock_diag::{Connection, SockDiag};
 
-use super::{SLICE, Terms, case::Case};
+use super::{MayDestroy, SLICE, Terms, case::Case};
 use crate::{
     endpoints::Endpoints,
     survey::{Findings, Request, Surveyor},
@@ -60,6 +60,7 @@ impl Round {
             }
             request.udp.extend(case.networks());
             request.flows.extend(case.flows());
+            request.mptcp.extend(case.may_survive());
         }
         let mut round = Self {
             cases,
@@ -89,8 +90,8 @@ impl Round {
         now: Instant,
         findings: Option<Findings>,
         surveyor: &Surveyor,
-        sockets: &mut SockDiag,
-        endpoints: &mut Endpoints,
+        (sockets, endpoints): (&mut SockDiag, &mut Endpoints),
+        may_destroy: MayDestroy<'_>,
     ) -> bool {
         match self.stage {
             Stage::Surveying => {
@@ -107,7 +108,9 @@ impl Round {
         for _ in 0..SLICE {
             let Some(connection) = self.found.pop() else { break };
             let case = self.case_of(connection.remote().ip());
-            if let Some(case) = case.and_then(|index| self.cases.get_mut(index)) {
+            if let Some(case) = case.and_then(|index| self.cases.get_mut(index))
+                && may_destroy(&case.user, &connection)
+            {
                 case.kill(&connection, sockets, endpoints);
             }
         }
@@ -141,6 +144,11 @@ impl Round {
                 .or_else(|| self.cases.iter().position(|case| case.names(client)));
             if let Some(case) = case.and_then(|index| self.cases.get_mut(index)) {
                 case.flow_deleted();
+            }
+        }
+        for client in findings.mptcp {
+            if let Some(case) = self.cases.iter_mut().find(|case| case.names(client)) {
+                case.survived(client);
             }
         }
         for trouble in findings.troubles {

@@ -1,13 +1,16 @@
 //! What the daemon and the rule keeper say to each other, as text and back. Pure.
 //!
 //! The plan goes over once, as arguments; then one command a line (`install`, `check`, `remove`) and
-//! one answer a line (`check v4=in-place v6=no-program variant=legacy`, or `check error …`).
+//! one answer a line (`check v4=in-place v6=no-program variant=legacy strip=off`, or
+//! `check error …`, or `check broken …` where iptables itself does not work; about MPTCP also
+//! `strip=v4:in-place,v6:no-target` or `strip=error …`).
 //! Either side takes nothing but what is written here.
 
 use std::{ffi::OsString, fmt, ops::RangeInclusive, path::PathBuf};
 
 use refract_kernel::xtables::{
-    NoIpv6, Protocol, Report, RulePlan, SetNames, State, Variant, ports_from_text, ports_to_text,
+    ChainName, NoIpv6, NoStrip, Protocol, Report, RulePlan, SetNames, State, StripReport, Variant,
+    ports_from_text, ports_to_text,
 };
 
 use super::RuleKeeperError;
@@ -55,6 +58,8 @@ pub(super) const ANSWER_LIMIT: usize = 2048;
 const SETS: &str = "--sets=";
 const PROTOCOLS: &str = "--protocols=";
 const PORTS: &str = "--ports=";
+const STRIP_MPTCP: &str = "--strip-mptcp=";
+const CHAIN: &str = "--chain=";
 const IPTABLES: &str = "--iptables=";
 
 /// What the rule keeper is to keep, fixed for its life.
@@ -66,6 +71,11 @@ pub struct RuleKeeperConfig {
     pub protocols: Vec<Protocol>,
     /// The protected local ports, merged and ascending.
     pub ports: Vec<RangeInclusive<u16>>,
+    /// Whether to keep the rule against MPTCP; if not, one of ours is removed at each install. With
+    /// the temporary sets it means nothing: they stand in for the drop rule alone.
+    pub strip_mptcp: bool,
+    /// The chain that the rules are in.
+    pub chain: ChainName,
     /// The absolute path of `iptables`, where it is not to be searched for.
     pub iptables: Option<PathBuf>,
 }
@@ -75,6 +85,7 @@ impl RuleKeeperConfig {
     pub fn plan(&self) -> Result<RulePlan, RuleKeeperError> {
         let (v4, v6) = self.sets.names();
         RulePlan::new(&self.protocols, &self.ports, v4, v6)
+            .map(|plan| plan.in_chain(self.chain.clone()))
             .map_err(|source| RuleKeeperError::Plan { source })
     }
 
@@ -84,6 +95,8 @@ impl RuleKeeperConfig {
             format!("{SETS}{}", self.sets.word()).into(),
             format!("{PROTOCOLS}{}", protocols.join(",")).into(),
             format!("{PORTS}{}", ports_to_text(&self.ports)).into(),
+            format!("{STRIP_MPTCP}{}", self.strip_mptcp).into(),
+            format!("{CHAIN}{}", self.chain).into(),
         ];
         arguments.extend(self.iptables.as_ref().map(|path| {
             let mut argument = OsString::from(IPTABLES);
@@ -100,6 +113,8 @@ impl RuleKeeperConfig {
         let sets = arguments.next().unwrap_or_default();
         let protocols = arguments.next().unwrap_or_default();
         let ports = arguments.next().unwrap_or_default();
+        let strip_mptcp = arguments.next().unwrap_or_default();
+        let chain = arguments.next().unwrap_or_default();
         let config = Self {
             sets: after(&sets, SETS)
                 .and_then(|word| RuleSets::ALL.into_iter().find(|sets| sets.word() == word))
@@ -110,6 +125,12 @@ impl RuleKeeperConfig {
             ports: after(&ports, PORTS)
                 .and_then(ports_from_text)
                 .ok_or(RuleKeeperError::Argument { argument: ports })?,
+            strip_mptcp: after(&strip_mptcp, STRIP_MPTCP)
+                .and_then(|word| word.parse().ok())
+                .ok_or(RuleKeeperError::Argument { argument: strip_mptcp })?,
+            chain: after(&chain, CHAIN)
+                .and_then(|name| name.parse().ok())
+                .ok_or(RuleKeeperError::Argument { argument: chain })?,
             iptables: arguments
                 .next()
                 .map(|path| {
@@ -165,45 +186,81 @@ impl fmt::Display for Command {
 }
 
 /// What a command found before it changed anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// How the rules stood.
     pub report: Report,
     /// Which `iptables` it is; `None` where there is none, so that there was nothing to remove.
     pub variant: Option<Variant>,
+    /// How the rule against MPTCP stood.
+    pub strip: Strip,
 }
 
-/// What a command came to: what it found, or why it failed, as a sentence.
-pub(super) type Outcome = Result<Found, String>;
+/// What became of the rule against MPTCP. Whatever it is, the drop rule is not held up by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Strip {
+    /// It is not wanted, or was removed, and nothing of it is there.
+    Off,
+    /// It is wanted, and this is how it stood.
+    Wanted(StripReport),
+    /// It could not be looked for, installed or removed: why, as a sentence.
+    Failed(String),
+}
+
+/// Why a command failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) sentence: String,
+    /// iptables itself does not work, and the sentence names no remedy.
+    pub(super) is_breakage: bool,
+}
+
+/// What a command came to: what it found, or why it failed.
+pub(super) type Outcome = Result<Found, Failure>;
 
 /// Writes an answer, without the line feed.
 pub(super) fn answer_to_text(command: Command, outcome: &Outcome) -> String {
     match outcome {
-        Ok(Found { report, variant }) => {
+        Ok(Found { report, variant, strip }) => {
             let v6 = match report.v6 {
                 Ok(state) => state.to_string(),
                 Err(absence) => absence_word(absence).to_owned(),
             };
             let variant = variant.map_or(NO_VARIANT.to_owned(), |variant| variant.to_string());
-            format!("{command} v4={} v6={v6} variant={variant}", report.v4)
+            let strip = match strip {
+                Strip::Off => NO_STRIP.to_owned(),
+                Strip::Wanted(StripReport { v4, v6 }) => {
+                    format!("v4:{},v6:{}", strip_word(*v4), strip_word(*v6))
+                }
+                Strip::Failed(sentence) => format!("{STRIP_ERROR}{sentence}"),
+            };
+            one_line(&format!("{command} v4={} v6={v6} variant={variant} strip={strip}", report.v4))
         }
-        Err(sentence) => {
-            let mut text = format!("{command} error {sentence}").replace(char::is_control, " ");
-            text.truncate(text.floor_char_boundary(ANSWER_LIMIT));
-            text
+        Err(Failure { sentence, is_breakage }) => {
+            let word = if *is_breakage { BROKEN } else { ERROR };
+            one_line(&format!("{command} {word}{sentence}"))
         }
     }
+}
+
+fn one_line(text: &str) -> String {
+    let mut line = text.replace(char::is_control, " ");
+    line.truncate(line.floor_char_boundary(ANSWER_LIMIT));
+    line
 }
 
 /// Reads [`answer_to_text`].
 pub(super) fn answer_from_text(text: &str) -> Option<(Command, Outcome)> {
     let (command, rest) = text.split_once(' ')?;
     let command = Command::from_word(command)?;
-    if let Some(sentence) = rest.strip_prefix("error ") {
-        return Some((command, Err(sentence.to_owned())));
+    for (word, is_breakage) in [(ERROR, false), (BROKEN, true)] {
+        if let Some(sentence) = rest.strip_prefix(word) {
+            return Some((command, Err(Failure { sentence: sentence.to_owned(), is_breakage })));
+        }
     }
     let (v4, rest) = rest.strip_prefix("v4=")?.split_once(" v6=")?;
-    let (v6, variant) = rest.split_once(" variant=")?;
+    let (v6, rest) = rest.split_once(" variant=")?;
+    let (variant, strip) = rest.split_once(" strip=")?;
     let report = Report {
         v4: state(v4)?,
         v6: match NoIpv6::ALL.into_iter().find(|&absence| absence_word(absence) == v6) {
@@ -215,16 +272,44 @@ pub(super) fn answer_from_text(text: &str) -> Option<(Command, Outcome)> {
     if known.is_none() && variant != NO_VARIANT {
         return None;
     }
-    Some((command, Ok(Found { report, variant: known })))
+    let strip = match strip.strip_prefix(STRIP_ERROR) {
+        Some(sentence) => Strip::Failed(sentence.to_owned()),
+        None if strip == NO_STRIP => Strip::Off,
+        None => {
+            let (v4, v6) = strip.strip_prefix("v4:")?.split_once(",v6:")?;
+            Strip::Wanted(StripReport { v4: strip_state(v4)?, v6: strip_state(v6)? })
+        }
+    };
+    Some((command, Ok(Found { report, variant: known, strip })))
 }
 
 const NO_VARIANT: &str = "none";
+const NO_STRIP: &str = "off";
+const STRIP_ERROR: &str = "error ";
+const ERROR: &str = "error ";
+const BROKEN: &str = "broken ";
 
 fn absence_word(absence: NoIpv6) -> &'static str {
     match absence {
         NoIpv6::NoProgram => "no-program",
         NoIpv6::NoKernel => "no-kernel",
+        NoIpv6::NoChain => "no-chain",
     }
+}
+
+fn strip_word(found: Result<State, NoStrip>) -> String {
+    match found {
+        Ok(state) => state.to_string(),
+        Err(NoStrip::NoTarget) => "no-target".to_owned(),
+        Err(NoStrip::NoComment) => "no-comment".to_owned(),
+        Err(NoStrip::NoTable) => "no-table".to_owned(),
+        Err(NoStrip::NoIpv6(absence)) => absence_word(absence).to_owned(),
+    }
+}
+
+fn strip_state(word: &str) -> Option<Result<State, NoStrip>> {
+    let states = State::ALL.map(Ok).into_iter().chain(NoStrip::ALL.map(Err));
+    states.into_iter().find(|&found| strip_word(found) == word)
 }
 
 fn state(word: &str) -> Option<State> {
@@ -242,6 +327,8 @@ mod tests {
             sets: RuleSets::Lasting,
             protocols: protocols.to_vec(),
             ports: ports_from_text(ports).unwrap(),
+            strip_mptcp: protocols == [Protocol::Tcp],
+            chain: ChainName::default(),
             iptables: iptables.map(PathBuf::from),
         }
     }
@@ -260,7 +347,13 @@ mod tests {
         for (config, expected) in [
             (
                 config(&[Protocol::Tcp], "443", None),
-                &["--sets=lasting", "--protocols=tcp", "--ports=443"][..],
+                &[
+                    "--sets=lasting",
+                    "--protocols=tcp",
+                    "--ports=443",
+                    "--strip-mptcp=true",
+                    "--chain=INPUT",
+                ][..],
             ),
             (
                 config(
@@ -272,6 +365,8 @@ mod tests {
                     "--sets=lasting",
                     "--protocols=tcp,udp",
                     "--ports=443,2000:2010,8443",
+                    "--strip-mptcp=false",
+                    "--chain=INPUT",
                     "--iptables=/usr/sbin/iptables-legacy",
                 ],
             ),
@@ -285,9 +380,16 @@ mod tests {
 
     #[test]
     fn arguments_that_the_daemon_does_not_write_are_refused() {
-        let good = ["--sets=lasting", "--protocols=tcp", "--ports=443"];
+        let good = [
+            "--sets=lasting",
+            "--protocols=tcp",
+            "--ports=443",
+            "--strip-mptcp=true",
+            "--chain=DOCKER-USER",
+        ];
         check_refused(&[], "");
         check_refused(&good[..2], "");
+        check_refused(&good[..3], "");
         check_refused(&[good[0], good[2], good[1]], good[2]);
         for sets in ["--sets=", "--sets=mine", "lasting", "--flush"] {
             check_refused(&[sets, good[1], good[2]], sets);
@@ -309,11 +411,18 @@ mod tests {
         ] {
             check_refused(&[good[0], good[1], ports], ports);
         }
+        for strip in ["--strip-mptcp=", "--strip-mptcp=yes", "--strip-mptcp=true -F", "true"] {
+            check_refused(&[good[0], good[1], good[2], strip], strip);
+        }
         for iptables in ["--iptables=", "--iptables=iptables", "--iptables=../sbin/iptables", "x"] {
-            check_refused(&[good[0], good[1], good[2], iptables], iptables);
+            check_refused(&[good.as_slice(), &[iptables]].concat(), iptables);
+        }
+        for chain in ["--chain=", "--chain=-F", "--chain=INPUT -j ACCEPT", "--chain=a\nb", "INPUT"]
+        {
+            check_refused(&[good[0], good[1], good[2], good[3], chain], chain);
         }
         let path = "--iptables=/usr/sbin/iptables";
-        check_refused(&[good[0], good[1], good[2], path, "--more"], "--more");
+        check_refused(&[good.as_slice(), &[path, "--more"]].concat(), "--more");
     }
 
     #[test]
@@ -337,30 +446,67 @@ mod tests {
         let v6 = State::ALL.map(Ok).into_iter().chain(NoIpv6::ALL.map(Err));
         let variants = Variant::ALL.map(Some).into_iter().chain([None]);
         for (command, v4) in Command::ALL.into_iter().zip(State::ALL) {
-            for (v6, variant) in v6.clone().zip(variants.clone().cycle()) {
-                let found = Ok(Found { report: Report { v4, v6 }, variant });
+            for ((v6, variant), strip) in v6.clone().zip(variants.clone().cycle()).zip(strips()) {
+                let found = Ok(Found { report: Report { v4, v6 }, variant, strip });
                 let text = answer_to_text(command, &found);
                 assert_eq!(answer_from_text(&text), Some((command, found)), "{text}");
             }
         }
-        let sentence = Err("cannot check the rule with iptables: no".to_owned());
-        let text = answer_to_text(Command::Check, &sentence);
-        assert_eq!(answer_from_text(&text), Some((Command::Check, sentence)));
+        for is_breakage in [false, true] {
+            let sentence = "cannot check the rule with iptables: no".to_owned();
+            let failure = Err(Failure { sentence, is_breakage });
+            let text = answer_to_text(Command::Check, &failure);
+            assert_eq!(answer_from_text(&text), Some((Command::Check, failure)));
+        }
+    }
+
+    /// Every state of the rule against MPTCP, in one family or the other.
+    fn strips() -> impl Iterator<Item = Strip> {
+        let found = State::ALL.map(Ok).into_iter().chain(NoStrip::ALL.map(Err));
+        let in_either = found.flat_map(|found| {
+            [
+                StripReport { v4: found, v6: Ok(State::InPlace) },
+                StripReport { v4: Ok(State::Missing), v6: found },
+            ]
+        });
+        let failed = Strip::Failed("cannot install it: v4=in-place strip=off".to_owned());
+        in_either.map(Strip::Wanted).chain([Strip::Off, failed])
+    }
+
+    #[test]
+    fn every_word_about_mptcp_survives_being_written_and_read() {
+        let report = Report { v4: State::InPlace, v6: Ok(State::InPlace) };
+        for strip in strips() {
+            let found = Ok(Found { report, variant: Some(Variant::NfTables), strip });
+            let text = answer_to_text(Command::Install, &found);
+            assert_eq!(answer_from_text(&text), Some((Command::Install, found)), "{text}");
+        }
     }
 
     #[test]
     fn answers_read_as_they_are_documented() {
         let report = Report { v4: State::InPlace, v6: Err(NoIpv6::NoProgram) };
-        let found = Ok(Found { report, variant: Some(Variant::Legacy) });
-        let text = "check v4=in-place v6=no-program variant=legacy";
-        assert_eq!(answer_to_text(Command::Check, &found), text);
+        let stripped = StripReport { v4: Ok(State::InPlace), v6: Err(NoStrip::NoTarget) };
+        for (strip, text) in [
+            (Strip::Off, "off"),
+            (Strip::Wanted(stripped), "v4:in-place,v6:no-target"),
+            (Strip::Failed("no\nway".to_owned()), "error no way"),
+        ] {
+            let found = Ok(Found { report, variant: Some(Variant::Legacy), strip });
+            let text = format!("check v4=in-place v6=no-program variant=legacy strip={text}");
+            assert_eq!(answer_to_text(Command::Check, &found), text);
+        }
     }
 
     #[test]
     fn a_sentence_stays_on_one_line_of_bounded_length() {
-        let text = answer_to_text(Command::Install, &Err("a\nb\u{1b}[1m".to_owned()));
-        assert_eq!(text, "install error a b [1m");
-        let text = answer_to_text(Command::Install, &Err("ü".repeat(ANSWER_LIMIT)));
+        let failed = |sentence: &str, is_breakage| {
+            let failure = Failure { sentence: sentence.to_owned(), is_breakage };
+            answer_to_text(Command::Install, &Err(failure))
+        };
+        assert_eq!(failed("a\nb\u{1b}[1m", false), "install error a b [1m");
+        assert_eq!(failed("a\nb", true), "install broken a b");
+        let text = failed(&"ü".repeat(ANSWER_LIMIT), false);
         assert!(text.len() <= ANSWER_LIMIT && text.ends_with('ü'));
     }
 
@@ -370,14 +516,19 @@ mod tests {
             "",
             "check",
             "check ",
-            "flush v4=in-place v6=in-place variant=legacy",
+            "flush v4=in-place v6=in-place variant=legacy strip=off",
             "check v4=in-place",
             "check v4=in-place v6=in-place",
-            "check v4=in-place v6=in-place variant=",
-            "check v4=in-place v6=in-place variant=legacy more",
-            "check v4=no-program v6=in-place variant=legacy",
-            "check v4=InPlace v6=in-place variant=legacy",
-            "Check v4=in-place v6=in-place variant=legacy",
+            "check v4=in-place v6=in-place variant= strip=off",
+            "check v4=in-place v6=in-place variant=legacy",
+            "check v4=in-place v6=in-place variant=legacy more strip=off",
+            "check v4=in-place v6=in-place variant=legacy strip=off more",
+            "check v4=in-place v6=in-place variant=legacy strip=on",
+            "check v4=in-place v6=in-place variant=legacy strip=v4:in-place",
+            "check v4=in-place v6=in-place variant=legacy strip=v4:in-place,v6:no",
+            "check v4=no-program v6=in-place variant=legacy strip=off",
+            "check v4=InPlace v6=in-place variant=legacy strip=off",
+            "Check v4=in-place v6=in-place variant=legacy strip=off",
         ] {
             assert_eq!(answer_from_text(text), None, "{text:?}");
         }

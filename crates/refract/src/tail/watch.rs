@@ -1,8 +1,7 @@
 //! The inotify side: every directory on the way to the log, and the followed files themselves.
 //!
-//! Takes the log's path; makes "this file was written to" and "look at the path again". A name is
-//! looked up only after its directory is watched, so no change can fall between. It opens no log
-//! and reads none, and it trusts no event further than to look.
+//! Takes the log's path; makes "this file was written to" and "look at the path again". It opens no
+//! log and reads none, and it trusts no event further than to look.
 
 use std::{
     collections::VecDeque,
@@ -12,40 +11,24 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{
-        FileType,
-        inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
-        lstat, readlink,
-    },
+    fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
 
 use super::news::TailError;
+use crate::way::{self, Step, Way};
 
 /// What is asked about a followed file: writes and truncation (`IN_MODIFY`), and what may mean that
 /// it lost its name or its mode changed.
 const FILE: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::ATTRIB).union(WatchFlags::MOVE_SELF);
-/// What is asked about a directory on the way. `IN_ATTRIB` also tells of a mode that changed on a
-/// file in it, which cannot be watched itself while it is unreadable.
-const DIRECTORY: WatchFlags = WatchFlags::CREATE
-    .union(WatchFlags::DELETE)
-    .union(WatchFlags::MOVED_FROM)
-    .union(WatchFlags::MOVED_TO)
-    .union(WatchFlags::ATTRIB)
-    .union(WatchFlags::DELETE_SELF)
-    .union(WatchFlags::MOVE_SELF)
-    .union(WatchFlags::ONLYDIR)
-    .union(WatchFlags::DONT_FOLLOW);
 /// Room for the events of one read, bytes: 256 writes, or some 100 changes in directories.
 const ROOM: usize = 4096;
 /// The longest event, bytes: a header and a name of `NAME_MAX` with its NUL (linux/inotify.h).
 const LONGEST_EVENT: usize = 16 + 256;
-/// Links followed on the way before giving up, as the kernel does (linux/namei.h, `MAXSYMLINKS`).
-const LINKS: usize = 40;
 /// Renames kept in mind at once; the oldest is forgotten first.
 const RENAMES: usize = 16;
 
@@ -58,22 +41,6 @@ pub(super) enum Asked {
     LookAtPath,
     /// Events were lost (`IN_Q_OVERFLOW`): look at the path and at every file.
     LookAtAll,
-}
-
-/// Where the way to the log led.
-#[derive(Debug, Default)]
-pub(super) struct Way {
-    /// The way leads into `/proc`, whose links are not what they read as.
-    pub(super) into_proc: bool,
-    /// The log's directory could not be watched, and why.
-    pub(super) unwatched: Option<(PathBuf, Errno)>,
-}
-
-/// One name on the way, and the directory it is looked up in.
-#[derive(Debug)]
-struct Step {
-    directory: i32,
-    name: OsString,
 }
 
 /// The inotify instance and what it watches.
@@ -164,54 +131,12 @@ impl Watches {
         }
     }
 
-    /// Goes to the log name by name, as the kernel would, and watches every directory on the way;
-    /// where the way ends early, the last of them is the nearest that exists.
+    /// Watches every directory on the way to the log, and none that was left.
     pub(super) fn trace(&mut self, log: &Path) -> Way {
         let former = std::mem::take(&mut self.steps);
-        let mut way = Way::default();
-        let mut here = PathBuf::from("/");
-        let mut ahead = names(log);
-        let mut links = 0;
-        self.home = None;
-        while let Some(name) = ahead.pop() {
-            if name == ".." {
-                here.pop();
-                continue;
-            }
-            match inotify::add_watch(&self.inotify, &here, DIRECTORY) {
-                Ok(directory) => self.steps.push(Step { directory, name: name.clone() }),
-                // A directory that may be passed but not listed cannot be watched. Only in the
-                // log's own one does that matter day by day.
-                Err(source) if ahead.is_empty() => way.unwatched = Some((here.clone(), source)),
-                Err(_) => {}
-            }
-            if here.starts_with("/proc") {
-                way.into_proc = true;
-            }
-            let next = here.join(&name);
-            let Ok(found) = lstat(&next) else {
-                self.home = ahead.is_empty().then_some(here);
-                break;
-            };
-            if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
-                if ahead.is_empty() {
-                    self.home = Some(here);
-                    break;
-                }
-                here = next;
-                continue;
-            }
-            links += 1;
-            let Ok(target) = readlink(&next, Vec::new()) else { break };
-            if links > LINKS {
-                break;
-            }
-            let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
-            if target.is_absolute() {
-                here = PathBuf::from("/");
-            }
-            ahead.extend(names(&target));
-        }
+        let mut way = way::trace(&self.inotify, log, way::DIRECTORY);
+        self.steps = std::mem::take(&mut way.steps);
+        self.home = way.home.take();
         for step in former {
             if !self.steps.iter().any(|kept| kept.directory == step.directory) {
                 self.unwatch(step.directory);
@@ -275,14 +200,4 @@ fn keep_latest<T>(queue: &mut VecDeque<T>, item: T) {
         queue.pop_front();
     }
     queue.push_back(item);
-}
-
-/// The names of a path, last first, without `/` and `.`.
-fn names(path: &Path) -> Vec<OsString> {
-    let name = |component: Component<'_>| match component {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    };
-    path.components().rev().filter_map(name).collect()
 }

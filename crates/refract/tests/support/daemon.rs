@@ -12,12 +12,15 @@ use std::{
 
 use rustix::process::Signal;
 
-use super::{Result, lab::Host, process::Process};
+use super::{Result, lab::Host, nft_table, process::Process};
 
 /// The daemon is ready once one of its messages has this as a word of its own.
 pub(crate) const READY: &str = "ready";
 /// How long the daemon may take to be ready.
 const START_BOUND: Duration = Duration::from_secs(10);
+/// How long it may take to end. The kernel closes an inotify descriptor only after work that the end
+/// of a namespace with tens of thousands of connections, in a test beside, holds up.
+pub(crate) const FAREWELL_BOUND: Duration = Duration::from_mins(1);
 
 /// A running daemon; killed when dropped.
 pub(crate) struct Daemon {
@@ -90,12 +93,13 @@ impl Daemon {
     /// Ends it with SIGKILL, as a crash would.
     pub(crate) fn kill(self) -> Result<ExitStatus> {
         self.process.signal(Signal::KILL)?;
-        self.process.wait(START_BOUND)
+        self.process.wait(FAREWELL_BOUND)
     }
 }
 
 /// `binary` with `arguments`, which are the whole configuration, whatever the caller's environment
-/// holds.
+/// holds, but for the firewall: that is the one that the tests are about, not what this machine would
+/// choose.
 pub(crate) fn command<A: AsRef<OsStr>>(binary: &Path, arguments: &[A]) -> Command {
     let mut command = Command::new(binary);
     command.args(arguments);
@@ -104,5 +108,6 @@ pub(crate) fn command<A: AsRef<OsStr>>(binary: &Path, arguments: &[A]) -> Comman
             command.env_remove(name);
         }
     }
+    command.env("REFRACT_FIREWALL", nft_table::firewall_under_test());
     command
 }

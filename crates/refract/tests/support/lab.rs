@@ -124,13 +124,17 @@ impl Lab {
         Ok(Host { link: Some(link), ..client })
     }
 
-    /// Gives a client every address of an IPv4 `prefix` at once (a local route), so that any of
-    /// them can be bound.
+    /// Gives a client every address of a `prefix` at once (a local route), so that any of them can
+    /// be bound.
     pub(crate) fn own_prefix(&self, client: &Host, prefix: &str) -> Result<()> {
         let link = client
             .link
             .as_ref()
             .ok_or_else(|| LabError::new(format!("{} has no link", client.name)))?;
+        if prefix.contains(':') {
+            // An IPv6 address can be bound without this only where an interface has it.
+            client.output("sysctl", &["-qw", "net.ipv6.ip_nonlocal_bind=1"])?;
+        }
         client.ip(&[format!("route add local {prefix} dev lo")])?;
         self.server.ip(&[link.route_to(prefix)])
     }

@@ -1,6 +1,6 @@
 //! A network to prove things in: throw-away hosts with real sockets, real processes, real peers.
 //!
-//! Shared by the integration tests, the latency benchmark and the demo, each of which includes it
+//! Shared by the integration tests, the benchmarks and the demo, each of which includes it
 //! with `#[path]` and uses its part. Everything is real but the network: hosts are network
 //! namespaces, so nothing outside them is touched and nothing outlives the process that made them.
 //! It knows nothing of how Refract decides.
@@ -13,18 +13,38 @@
 //! | [`peer`] | TCP servers and clients that keep bytes moving and say what ended them |
 //! | [`access_log`] | lines as Xray writes them, one `write(2)` each |
 //! | [`datagram`] | UDP servers and clients |
+//! | [`pump`] | many connections kept moving by one thread |
+//! | [`crowd`] | many users side by side, each of whom lives through the same story |
+//! | [`knocker`] | handshakes without a pause |
+//! | [`scene`] | a daemon that is started and stopped, and bans by the log's word |
+//! | [`engine`] | a Docker engine of the test's own |
+//! | [`evidence`] | the daemon on the kernel's evidence, its counters, devices that work |
+//! | [`front`] | nginx and HAProxy in front of a proxy |
+//! | [`guide`] | the blocks of a guide, to be followed to the letter |
 //! | [`sidecar`] | the daemon beside a log that the test writes; its records |
+//! | [`stage`] | two hosts that own whole networks, beside a server that echoes |
+//! | [`nft_table`] | which firewall the tests are about; second eyes on nftables |
 //! | [`witness`] | second eyes: `ipset`, `iptables`, `/proc`, the block log |
 //! | [`proxy`] | real V2Ray or Xray servers and clients, and something to fetch through them |
 
 pub(crate) mod access_log;
+pub(crate) mod crowd;
 pub(crate) mod daemon;
 pub(crate) mod datagram;
+pub(crate) mod engine;
+pub(crate) mod evidence;
+pub(crate) mod front;
+pub(crate) mod guide;
+pub(crate) mod knocker;
 pub(crate) mod lab;
+pub(crate) mod nft_table;
 pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod pump;
+pub(crate) mod scene;
 pub(crate) mod sidecar;
+pub(crate) mod stage;
 pub(crate) mod witness;
 
 use std::{

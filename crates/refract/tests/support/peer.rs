@@ -19,8 +19,8 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect, recv, send,
-        socket_with, sockopt,
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect, listen, recv,
+        send, socket_with, sockopt,
     },
 };
 
@@ -28,6 +28,8 @@ use super::{LabError, Result, lab::Host};
 
 /// How long a handshake may take; the SYN of a banned client is dropped, and waits this long.
 pub(crate) const CONNECT_BOUND: Duration = Duration::from_millis(1_500);
+/// Connections that may wait to be accepted: many hundreds may come at once.
+const QUEUE: i32 = 4_096;
 /// How long a talker may wait for what happens at once.
 const EVENT_BOUND: Duration = Duration::from_secs(5);
 /// How often a talker says something.
@@ -164,6 +166,8 @@ impl Server {
         let what = format!("listen on {address}");
         let listener =
             host.run(|| TcpListener::bind(address).map_err(LabError::while_trying(&what)))?;
+        // The standard library asks for 128, and a SYN beyond that is dropped.
+        listen(&listener, QUEUE).map_err(LabError::while_trying(&what))?;
         let connections = Arc::new(Mutex::new(Vec::new()));
         let accepting = {
             let listener = listener.try_clone().map_err(LabError::while_trying(&what))?;
@@ -225,9 +229,14 @@ struct Control {
 impl Talker {
     /// Connects from `source` on `host` to `server` and begins to talk.
     pub(crate) fn connect(host: &Host, source: IpAddr, server: SocketAddr) -> Result<Self> {
-        let what = format!("connect from {source} to {server}");
+        Self::connect_as(host, SocketAddr::new(source, 0), server)
+    }
+
+    /// The same from a port that is known before.
+    pub(crate) fn connect_as(host: &Host, local: SocketAddr, server: SocketAddr) -> Result<Self> {
+        let what = format!("connect from {local} to {server}");
         let connection = host.run(|| {
-            connect_from(SocketAddr::new(source, 0), server, CONNECT_BOUND)
+            connect_from(local, server, CONNECT_BOUND)
                 .map_err(LabError::while_trying(what.as_str()))
         })?;
         let local = connection.local_addr().map_err(LabError::while_trying(what.as_str()))?;

@@ -107,15 +107,22 @@ impl Process {
         let pidfd = pidfd_open(self.pid()?, PidfdFlags::empty())
             .map_err(LabError::while_trying(what.as_str()))?;
         let timeout = Timespec::try_from(bound).map_err(LabError::while_trying(what.as_str()))?;
-        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))
-            .map_err(LabError::while_trying(what))?;
-        self.ended()?
-            .ok_or_else(|| LabError::new(format!("{} was still there after {bound:?}", self.name)))
+        let ready = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))
+            .map_err(LabError::while_trying(what.as_str()))?;
+        if ready == 0 {
+            return Err(LabError::new(format!("{} was still there after {bound:?}", self.name)));
+        }
+        // It has ended, but the parent of a traced process learns of it only after the tracer.
+        self.look(WaitIdOptions::empty())?.ok_or_else(|| LabError::new(format!("failed to {what}")))
     }
 
     /// The exit status, if it has ended. The id stays ours (a zombie) until this is dropped.
     pub(crate) fn ended(&self) -> Result<Option<ExitStatus>> {
-        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        self.look(WaitIdOptions::NOHANG)
+    }
+
+    fn look(&self, how: WaitIdOptions) -> Result<Option<ExitStatus>> {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | how;
         let status = waitid(WaitId::Pid(self.pid()?), look)
             .map_err(LabError::while_trying(format!("look at {}", self.name)))?;
         Ok(status.map(|status| {

@@ -11,7 +11,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -52,6 +55,11 @@ pub(crate) enum Protocol {
 const ORIGIN: SocketAddr = SocketAddr::new(IpAddr::V4(SERVER_PRIVATE), 80);
 /// Where each client's SOCKS5 inbound listens, on its own host.
 const SOCKS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
+/// How often a device asks for something: several times in a slot, a fifth of a window of five
+/// seconds.
+pub(crate) const PACE: Duration = Duration::from_millis(200);
+/// How long an honest request may take.
+pub(crate) const REQUEST_BOUND: Duration = Duration::from_secs(10);
 /// How long a proxy may take to listen.
 const START_BOUND: Duration = Duration::from_secs(10);
 /// Origin bytes repeat with this period: prime, so that a lost or doubled block shows.
@@ -89,6 +97,11 @@ impl Program {
             })
     }
 
+    /// Whether it is an Xray.
+    pub(crate) fn is_xray(&self) -> bool {
+        self.is_xray
+    }
+
     /// Its path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -111,11 +124,42 @@ impl Program {
     }
 }
 
+/// How clients get in: what the inbound is beyond its users, and the port that clients connect to.
+pub(crate) struct Entrance {
+    inbound: Value,
+    port: u16,
+}
+
+impl Entrance {
+    /// Straight in, on `[::]:port`.
+    pub(crate) fn direct(port: u16) -> Self {
+        Self { inbound: json!({ "listen": Ipv6Addr::UNSPECIFIED, "port": port }), port }
+    }
+
+    /// By way of what listens on `port`, to an inbound with the fields `shown` by a guide.
+    pub(crate) fn behind(port: u16, shown: &str) -> Result<Self> {
+        let inbound = serde_json::from_str(shown)
+            .map_err(LabError::while_trying(format!("read the inbound {shown}")))?;
+        Ok(Self { inbound, port })
+    }
+
+    /// The transport as a client has to speak it, which knows nothing of what is in front.
+    fn of_client(&self) -> Value {
+        let mut stream = self.inbound.get("streamSettings").cloned().unwrap_or_default();
+        for settings in stream.as_object_mut().into_iter().flat_map(|it| it.values_mut()) {
+            if let Some(settings) = settings.as_object_mut() {
+                settings.remove("acceptProxyProtocol");
+            }
+        }
+        stream
+    }
+}
+
 /// A running proxy server with the users [`ALICE`] and [`BOB`], and the origin behind it.
 pub(crate) struct ProxyServer {
     process: Process,
     protocol: Protocol,
-    port: u16,
+    entrance: Entrance,
     access_log: PathBuf,
     _origin: Server,
 }
@@ -128,11 +172,21 @@ impl ProxyServer {
         protocol: Protocol,
         port: u16,
     ) -> Result<Self> {
+        Self::start_behind(lab, program, protocol, Entrance::direct(port))
+    }
+
+    /// The same with something in front of it.
+    pub(crate) fn start_behind(
+        lab: &Lab,
+        program: &Program,
+        protocol: Protocol,
+        entrance: Entrance,
+    ) -> Result<Self> {
         let origin = Server::start(lab.server(), ORIGIN, serve)?;
         let access_log = lab.path("access.log");
-        let configuration = server_configuration(protocol, port, &access_log);
+        let configuration = server_configuration(protocol, &entrance, &access_log);
         let process = program.start(lab.server(), &lab.path("server.json"), &configuration)?;
-        Ok(Self { process, protocol, port, access_log, _origin: origin })
+        Ok(Self { process, protocol, entrance, access_log, _origin: origin })
     }
 
     /// The log that the proxy writes.
@@ -163,8 +217,10 @@ impl<'host> Device<'host> {
         (source, server_address): (IpAddr, IpAddr),
         user: &User,
     ) -> Result<Self> {
-        let endpoint = SocketAddr::new(server_address, server.port);
-        let configuration = client_configuration(server.protocol, source, endpoint, user);
+        let endpoint = SocketAddr::new(server_address, server.entrance.port);
+        let stream = server.entrance.of_client();
+        let configuration =
+            client_configuration(server.protocol, (source, endpoint), &stream, user);
         let path = lab.path(&format!("{}.json", host.name()));
         Ok(Self { host, process: program.start(host, &path, &configuration)? })
     }
@@ -203,6 +259,30 @@ impl<'host> Device<'host> {
         Ok(Stream { connection, progress })
     }
 
+    /// An honest device: asks for something small every [`PACE`], and all of it is answered.
+    pub(crate) fn ask_until(&self, is_over: &Receiver<()>) -> Result<()> {
+        loop {
+            self.fetch(1_000, REQUEST_BOUND)?;
+            if is_over.recv_timeout(PACE) != Err(RecvTimeoutError::Timeout) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Streams and asks until the stream is cut; opening it may already be what is cut.
+    pub(crate) fn share_until_cut(&self, bound: Duration) -> Result<()> {
+        let Ok(stream) = self.stream(REQUEST_BOUND) else { return Ok(()) };
+        let deadline = Instant::now() + bound;
+        while Instant::now() < deadline {
+            // Its failure is what is waited for; the stream's ending is the proof.
+            let _ = self.fetch(1_000, PACE);
+            if stream.progress().wait_for_end(PACE).is_ok() {
+                return Ok(());
+            }
+        }
+        Err(LabError::new(format!("the second device still streamed after {bound:?}")))
+    }
+
     /// What the client has printed.
     pub(crate) fn messages(&self) -> String {
         self.process.said()
@@ -228,20 +308,22 @@ impl Drop for Stream {
     }
 }
 
-fn server_configuration(protocol: Protocol, port: u16, access_log: &Path) -> Value {
+fn server_configuration(protocol: Protocol, entrance: &Entrance, access_log: &Path) -> Value {
     let users: Vec<Value> =
         [ALICE, BOB].iter().map(|user| json!({ "id": user.id, "email": user.email })).collect();
     let (name, tag) = names(protocol);
+    let mut inbound = json!({
+        "tag": tag,
+        "protocol": name,
+        // VMess has no "decryption" and ignores it.
+        "settings": { "clients": users, "decryption": "none" },
+    });
+    if let (Some(inbound), Some(more)) = (inbound.as_object_mut(), entrance.inbound.as_object()) {
+        inbound.extend(more.clone());
+    }
     json!({
         "log": { "access": access_log, "loglevel": "info" },
-        "inbounds": [{
-            "tag": tag,
-            "listen": Ipv6Addr::UNSPECIFIED,
-            "port": port,
-            "protocol": name,
-            // VMess has no "decryption" and ignores it.
-            "settings": { "clients": users, "decryption": "none" },
-        }],
+        "inbounds": [inbound],
         "outbounds": [{
             "tag": "direct",
             "protocol": "freedom",
@@ -256,8 +338,8 @@ fn server_configuration(protocol: Protocol, port: u16, access_log: &Path) -> Val
 
 fn client_configuration(
     protocol: Protocol,
-    source: IpAddr,
-    server: SocketAddr,
+    (source, server): (IpAddr, SocketAddr),
+    stream: &Value,
     user: &User,
 ) -> Value {
     let (name, _) = names(protocol);
@@ -276,6 +358,7 @@ fn client_configuration(
         "outbounds": [{
             "protocol": name,
             "sendThrough": source,
+            "streamSettings": stream,
             // The long form: the short one is refused without TLS outside private networks
             // (infra/conf/xray.go, validateOutboundTransportSecurity).
             "settings": {

@@ -5,19 +5,21 @@
 //! order, so once that one is on record, so is everything before it. It looks at no kernel.
 
 use std::{
-    cell::Cell,
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU8, Ordering},
     thread,
     time::Duration,
 };
 
+use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::{
     LabError, Result,
     access_log::{AccessLog, accepted_line},
-    daemon::Daemon,
+    daemon::{Daemon, FAREWELL_BOUND},
     eventually,
     lab::Lab,
     witness,
@@ -47,8 +49,27 @@ pub(crate) struct Record {
     pub(crate) settled_us: u64,
     pub(crate) evidence: String,
     pub(crate) reason: String,
+    pub(crate) slot_ms: Option<u64>,
+    pub(crate) proof: Option<Vec<Exhibit>>,
+    #[serde(default)]
+    pub(crate) repeats: u64,
     pub(crate) outcome: String,
     pub(crate) error: Option<String>,
+}
+
+/// One source of a record's proof.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Exhibit {
+    pub(crate) source: String,
+    pub(crate) peer: Option<String>,
+    pub(crate) open: usize,
+    pub(crate) seen_ms: u64,
+    pub(crate) arrived_ms: u64,
+    pub(crate) moved: [bool; 5],
+    pub(crate) bytes: [u64; 5],
+    pub(crate) asked_ms: Option<u64>,
+    pub(crate) answered_ms: Option<u64>,
 }
 
 /// A running daemon with its logs.
@@ -56,7 +77,9 @@ pub(crate) struct Sidecar {
     daemon: Option<Daemon>,
     log: AccessLog,
     block_log: PathBuf,
-    marked: Cell<u8>,
+    /// Lines that were in the log before the start.
+    older: usize,
+    marked: AtomicU8,
 }
 
 impl Sidecar {
@@ -69,7 +92,8 @@ impl Sidecar {
     /// The same by way of a program that changes its own rights first.
     pub(crate) fn start_under(wrapper: &[&str], lab: &Lab, flags: &[&str]) -> Result<Self> {
         let log = AccessLog::open(lab.path("access.log"))?;
-        let block_log = lab.path("block.log");
+        let elsewhere = flags.iter().find_map(|flag| flag.strip_prefix("--block.log="));
+        let block_log = elsewhere.map_or_else(|| lab.path("block.log"), PathBuf::from);
         let mut all = vec![
             "--evidence=log".to_owned(),
             "--block.format=json".to_owned(),
@@ -80,8 +104,10 @@ impl Sidecar {
         // Examples, which include this file too, are built without it.
         let binary = option_env!("CARGO_BIN_EXE_refract")
             .ok_or_else(|| LabError::new("cannot tell where the refract binary is"))?;
+        let older = lines_in(log.path())?;
         let daemon = Daemon::start_under(wrapper, Path::new(binary), lab.server(), &all)?;
-        Ok(Self { daemon: Some(daemon), log, block_log, marked: Cell::new(0) })
+        let marked = AtomicU8::new(0);
+        Ok(Self { daemon: Some(daemon), log, block_log, older, marked })
     }
 
     /// The access log.
@@ -101,16 +127,24 @@ impl Sidecar {
 
     /// Waits for a message of the daemon that contains `text`, and gives it.
     pub(crate) fn wait_for_message(&self, text: &str) -> Result<String> {
-        let daemon = self.daemon.as_ref().ok_or_else(|| LabError::new("the daemon is gone"))?;
-        daemon.wait_for_message(text, RECORD_BOUND)
+        self.daemon()?.wait_for_message(text, RECORD_BOUND)
+    }
+
+    /// The daemon's process id.
+    pub(crate) fn id(&self) -> Result<u32> {
+        Ok(self.daemon()?.id())
+    }
+
+    /// Sends the daemon a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        self.daemon()?.signal(signal)
     }
 
     /// Writes `lines` with one `write(2)`, waits until they have had their effect, and gives the
     /// records that they led to. Not for a daemon that may ban only so many users.
     pub(crate) fn take(&self, lines: impl AsRef<[u8]>) -> Result<Vec<Record>> {
         let before = self.records()?.len();
-        let mark = self.marked.get().wrapping_add(1);
-        self.marked.set(mark);
+        let mark = self.marked.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let user = format!("{MARKER}{mark}@lab");
         // One source more than any daemon here has places; nobody is there.
         let offence = (1..=3).map(|last| accepted_line(format!("100.64.{mark}.{last}:1"), &user));
@@ -142,10 +176,14 @@ impl Sidecar {
         self.wait_for(&format!("{count} records"), enough)
     }
 
+    /// Ends it with SIGKILL, as a crash would, and waits for that.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.daemon.take().ok_or_else(gone)?.kill().map(drop)
+    }
+
     /// Ends the daemon as an operator does, and waits for that.
     pub(crate) fn stop(mut self) -> Result<()> {
-        let daemon = self.daemon.take().ok_or_else(|| LabError::new("the daemon is gone"))?;
-        let status = daemon.terminate(RECORD_BOUND)?;
+        let status = self.daemon.take().ok_or_else(gone)?.terminate(FAREWELL_BOUND)?;
         if status.success() {
             Ok(())
         } else {
@@ -153,7 +191,8 @@ impl Sidecar {
         }
     }
 
-    fn records(&self) -> Result<Vec<Record>> {
+    /// The records so far.
+    pub(crate) fn records(&self) -> Result<Vec<Record>> {
         let read = |line: &String| {
             let what = format!("read the record {line}");
             serde_json::from_str(line).map_err(LabError::while_trying(what))
@@ -173,15 +212,38 @@ impl Sidecar {
         .map_err(|error| self.trouble(&error.to_string()))
     }
 
-    fn trouble(&self, sentence: &str) -> LabError {
-        LabError::new(format!("{sentence}\nthe daemon said:\n{}", self.messages()))
+    /// Lines that were written to the log since the start.
+    pub(super) fn lines_written(&self) -> Result<usize> {
+        Ok(lines_in(self.log.path())? - self.older)
+    }
+
+    pub(super) fn daemon(&self) -> Result<&Daemon> {
+        self.daemon.as_ref().ok_or_else(gone)
+    }
+
+    /// An error with all that the daemon knows.
+    pub(crate) fn trouble(&self, sentence: &str) -> LabError {
+        let records = witness::lines_with(&self.block_log, "").unwrap_or_default().join("\n");
+        LabError::new(format!(
+            "{sentence}\nthe daemon said:\n{}\nthe block log says:\n{records}",
+            self.messages()
+        ))
     }
 }
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("the daemon said:\n{}", self.messages());
+            eprintln!("{}", self.trouble("a test failed"));
         }
     }
+}
+
+fn lines_in(log: &Path) -> Result<usize> {
+    let content = fs::read(log).map_err(LabError::while_trying("read the access log"))?;
+    Ok(memchr::memchr_iter(b'\n', &content).count())
+}
+
+fn gone() -> LabError {
+    LabError::new("the daemon is gone")
 }

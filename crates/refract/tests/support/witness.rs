@@ -1,7 +1,8 @@
 //! Second eyes: what the kernel and the disk say, asked without any of Refract's own code.
 //!
 //! Takes a host or a file; gives set members, rules, counters and records as text, by way of the
-//! tools that an operator would use. It judges nothing.
+//! tools that an operator would use. Sets and rules are those of the firewall that the tests are about
+//! this time ([`nft_table`]). It judges nothing.
 
 use std::{
     fs,
@@ -10,22 +11,31 @@ use std::{
     time::Duration,
 };
 
-use super::{LabError, Result, eventually, lab::Host};
+use super::{LabError, Result, eventually, lab::Host, nft_table};
 
 /// The names of the sets there are.
 pub(crate) fn sets(host: &Host) -> Result<Vec<String>> {
+    if nft_table::is_under_test() {
+        return nft_table::set_names(host);
+    }
     Ok(host.output("ipset", &["list", "-name"])?.lines().map(str::to_owned).collect())
 }
 
 /// The members of a set, without their timeouts, as `ipset list` prints them; none when there is
 /// no such set.
 pub(crate) fn set_members(host: &Host, set: &str) -> Result<Vec<String>> {
+    if nft_table::has(set) {
+        return nft_table::members(host, set);
+    }
     let words = |line: &str| line.split_whitespace().next().map(str::to_owned);
     Ok(member_lines(host, set)?.iter().filter_map(|line| words(line)).collect())
 }
 
 /// The seconds that `member` has left in `set`; `None` when it is not there.
 pub(crate) fn seconds_left(host: &Host, set: &str, member: &str) -> Result<Option<u64>> {
+    if nft_table::has(set) {
+        return nft_table::seconds_left(host, set, member);
+    }
     // "198.51.100.12 timeout 59"
     let of_member = format!("{member} timeout ");
     member_lines(host, set)?
@@ -38,8 +48,16 @@ pub(crate) fn seconds_left(host: &Host, set: &str, member: &str) -> Result<Optio
         .transpose()
 }
 
+/// Bans as an operator would, for so many seconds.
+pub(crate) fn add_member(host: &Host, set: &str, member: &str, seconds: u64) -> Result<()> {
+    if nft_table::has(set) {
+        return nft_table::add(host, set, member, seconds);
+    }
+    host.output("ipset", &["add", set, member, "timeout", &seconds.to_string()]).map(drop)
+}
+
 fn member_lines(host: &Host, set: &str) -> Result<Vec<String>> {
-    if !sets(host)?.iter().any(|name| name == set) {
+    if !host.output("ipset", &["list", "-name"])?.lines().any(|name| name == set) {
         return Ok(Vec::new());
     }
     let listing = host.output("ipset", &["list", set])?;
@@ -68,8 +86,11 @@ pub(crate) fn input_rules(host: &Host, family: &IpAddr) -> Result<String> {
     host.output(tool, &["-S", "INPUT"])
 }
 
-/// How many packets the rules of INPUT that name `set` have dropped.
+/// How many packets the rules that name `set` have dropped.
 pub(crate) fn packets_dropped(host: &Host, set: &str) -> Result<u64> {
+    if nft_table::has(set) {
+        return nft_table::packets_dropped(host, set);
+    }
     let tool = if set.ends_with('6') { "ip6tables-save" } else { "iptables-save" };
     let names_set = format!("--match-set {set} ");
     packets_of_rules(host, tool, &names_set)
@@ -106,10 +127,15 @@ pub(crate) fn rules_of(host: &Host, tool: &str) -> Result<Vec<String>> {
     Ok(listing.lines().filter(|line| line.starts_with("-A ")).map(str::to_owned).collect())
 }
 
+/// The rules of INPUT in table mangle without the policy, as `tool` prints them.
+pub(crate) fn mangle_rules_of(host: &Host, tool: &str) -> Result<Vec<String>> {
+    let listing = host.output(tool, &["-t", "mangle", "-S", "INPUT"])?;
+    Ok(listing.lines().filter(|line| line.starts_with("-A ")).map(str::to_owned).collect())
+}
+
 /// The names of the sets of `host`, in alphabetical order.
 pub(crate) fn set_names(host: &Host) -> Result<Vec<String>> {
-    let listing = host.output("ipset", &["list", "-name"])?;
-    let mut names: Vec<String> = listing.lines().map(str::to_owned).collect();
+    let mut names = sets(host)?;
     names.sort();
     Ok(names)
 }

@@ -13,14 +13,13 @@ use std::{
 use rustix::fs::inotify;
 
 use super::{
+    floor::READY,
     raw::{Bans, Kills},
-    support::{LabError, Result},
 };
+use crate::support::{LabError, Result};
 
 /// The first argument that makes this program the floor.
 pub(crate) const WORD: &str = "--be-the-floor";
-/// What it prints once it watches.
-pub(crate) const READY: &str = "ready";
 
 /// Runs until it is killed.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {

@@ -1,0 +1,349 @@
+//! Who goes, and how far one may go against him.
+//!
+//! Takes the sources that were proven to be at work at once; makes the verdict, with the numbers
+//! that prove it, and keeps what follows from it: no second verdict while it lasts, resets on sight,
+//! and the device that comes back in the other address family. It acts on nobody.
+
+use std::sync::Arc;
+
+use super::{Occupancy, occupant::Occupant, presence::Presence};
+use crate::{
+    brake::{Brakes, Permit},
+    link::Link,
+    moment::Moment,
+    neighbours::Company,
+    network::{Family, Source},
+    overlap::SLOTS,
+    policy::{Action, Keep},
+    sessions::Offence,
+    sighting::Peer,
+    verdict::{
+        Abstention, Eviction, Evidence, Exhibit, Ground, Incumbent, Measure, Offender, Proof,
+        Question, Restraint, Verdict,
+    },
+};
+
+impl Occupancy {
+    /// Puts the question to a source that only finishes.
+    pub(super) fn ask(
+        &mut self,
+        identity: &Arc<[u8]>,
+        source: Source,
+        places: usize,
+        slot: u64,
+        now: Moment,
+    ) {
+        let Some(occupant) = self.occupants.get::<[u8]>(identity) else { return };
+        let Some(presence) = occupant.at(source) else { return };
+        let connection = presence.liveliest().and_then(|peer| self.connections.get(peer));
+        let Some(link) = connection.map(|connection| connection.link) else { return };
+        let user = presence.shown_as.clone();
+        if let Some(presence) = self.presence_mut(identity, source) {
+            presence.is_asked(now);
+        }
+        let proof = self.proof(identity, source.family(), slot, now);
+        self.counters.asked += 1;
+        self.verdicts.push(Verdict::Ask(Question { user, source, link, places, proof }));
+    }
+
+    /// Where a CDN seems to be in front nobody is reset, not even to ask: says so, and leaves
+    /// `sources` alone for as long as a ban would last. `false` when there is none.
+    pub(super) fn refrain(
+        &mut self,
+        identity: &Arc<[u8]>,
+        sources: &[Source],
+        places: usize,
+        slot: u64,
+        now: Moment,
+    ) -> bool {
+        let Some(source) = sources.first().copied() else { return false };
+        let Some(count) = self.behind_cdn(identity, now) else { return false };
+        let Some(occupant) = self.occupants.get::<[u8]>(identity) else { return false };
+        let user = occupant.shown_as().into();
+        let proof = self.proof(identity, source.family(), slot, now);
+        self.counters.behind_cdn += 1;
+        let until = now.saturating_add(self.policy.timeout());
+        for source in sources {
+            if let Some(presence) = self.presence_mut(identity, *source) {
+                presence.acted_until = until;
+            }
+        }
+        let restraint = Restraint::BehindCdn;
+        let sources = count;
+        let abstention = Abstention { user, restraint, sources, source, places, proof };
+        self.verdicts.push(Verdict::Refrain(abstention));
+        true
+    }
+
+    /// The verdict on a violation.
+    pub(super) fn sentence(
+        &mut self,
+        identity: &Arc<[u8]>,
+        proven: &[Source],
+        places: usize,
+        slot: u64,
+        brakes: &mut Brakes,
+        now: Moment,
+    ) {
+        let Some(family) = proven.first().map(|source| source.family()) else { return };
+        let proof = self.proof(identity, family, slot, now);
+        let Some(occupant) = self.occupants.get::<[u8]>(identity) else { return };
+        let mut ranked: Vec<&Presence> =
+            proven.iter().filter_map(|source| occupant.at(*source)).collect();
+        match self.policy.keep() {
+            Keep::First => ranked.sort_by_key(|presence| presence.first_seen),
+            // The last to log in wins, however well he was known before.
+            Keep::Last => ranked.sort_by_key(|presence| std::cmp::Reverse(presence.arrival)),
+        }
+        let mut offending: Vec<(Moment, Source)> = ranked
+            .iter()
+            .skip(places)
+            .map(|presence| (presence.first_seen, presence.source))
+            .collect();
+        offending.sort_unstable();
+        let incumbents = incumbents(ranked.into_iter().take(places), now);
+        let user: Box<[u8]> = occupant.shown_as().into();
+
+        self.counters.violations += 1;
+        let sources: Vec<Source> = offending.iter().map(|(_, source)| *source).collect();
+        if self.refrain(identity, &sources, places, slot, now) {
+            return;
+        }
+        let offenders: Vec<Offender> = offending
+            .into_iter()
+            .filter_map(|(_, source)| self.offend(identity, source, brakes, now))
+            .collect();
+        if offenders.is_empty() {
+            return;
+        }
+        let until = now.saturating_add(self.policy.timeout());
+        if let Some(occupant) = self.occupants.get_mut::<[u8]>(identity) {
+            occupant.offend(family, Offence { at: now, until });
+        }
+        self.verdicts.push(Verdict::Evict(Eviction {
+            user,
+            ground: Ground::Overlap,
+            offenders,
+            incumbents,
+            places,
+            evidence: Evidence::Kernel,
+            proof: Some(proof),
+        }));
+    }
+
+    /// What a confirmed new connection leads to by itself: a reset on sight, or the end of a device
+    /// that comes back in the other address family.
+    pub(super) fn on_arrival(
+        &mut self,
+        identity: &Arc<[u8]>,
+        peer: Peer,
+        places: usize,
+        brakes: &mut Brakes,
+        now: Moment,
+    ) -> Option<Verdict> {
+        let source = self.policy.source(peer.address);
+        let occupant = self.occupants.get::<[u8]>(identity)?;
+        let presence = occupant.at(source)?;
+        let (ground, offender) = if now < presence.ordered_until {
+            self.counters.on_sight += 1;
+            // Where nothing else stands against a ban, a brake did when the order was given. Which
+            // one is not kept: an order outlives the minute of a brake, which may not hold by now.
+            let restraint = self.restraint(identity, source, now).unwrap_or(Restraint::UserBans);
+            let link = self.connections.get(peer).map(|connection| connection.link);
+            let offender = self.offender(identity, source, link, Measure::Kill(restraint))?;
+            (Ground::OnSight, offender)
+        } else if self.is_banned_device(occupant, presence, places, now) {
+            self.counters.other_family += 1;
+            // No offence of its own: else the device's next address in the first family would be
+            // taken for one that comes back, and so on.
+            (Ground::OtherFamily, self.offend(identity, source, brakes, now)?)
+        } else {
+            return None;
+        };
+        let occupant = self.occupants.get::<[u8]>(identity)?;
+        let others = occupant.presences.iter().filter(|it| {
+            it.source != source && it.acted_until <= now && it.is_present(self.measures, now)
+        });
+        Some(Verdict::Evict(Eviction {
+            user: occupant.at(source)?.shown_as.clone(),
+            ground,
+            offenders: vec![offender],
+            incumbents: incumbents(others, now),
+            places,
+            evidence: Evidence::Kernel,
+            proof: None,
+        }))
+    }
+
+    /// The numbers of every source of a family that moved of late.
+    fn proof(&self, identity: &[u8], family: Family, slot: u64, now: Moment) -> Proof {
+        let presences = self.occupants.get(identity).map(|it| it.presences.as_slice());
+        let mut presences: Vec<&Presence> = presences
+            .unwrap_or_default()
+            .iter()
+            .filter(|it| it.source.family() == family && it.moved_until(slot) != 0)
+            .collect();
+        presences.sort_by_key(|presence| presence.first_seen);
+        let exhibits = presences
+            .into_iter()
+            .map(|presence| {
+                let bits = presence.moved_until(slot);
+                let mut moved = [false; SLOTS as usize];
+                for (ago, mark) in moved.iter_mut().rev().enumerate() {
+                    *mark = bits >> ago & 1 == 1;
+                }
+                let since = |moment| now.saturating_since(moment);
+                Exhibit {
+                    source: presence.source,
+                    peer: presence.liveliest(),
+                    open: presence.connections.len(),
+                    seen: since(presence.first_seen),
+                    arrived: since(presence.arrival),
+                    moved,
+                    bytes: presence.bytes_until(slot),
+                    asked: presence.asked.map(since),
+                    answered: presence
+                        .asked
+                        .zip(presence.answered)
+                        .map(|(asked, answered)| answered.saturating_since(asked)),
+                }
+            })
+            .collect();
+        Proof { slot: self.measures.slot, exhibits }
+    }
+
+    /// Takes it down that the user goes from `source`, and says how.
+    fn offend(
+        &mut self,
+        identity: &Arc<[u8]>,
+        source: Source,
+        brakes: &mut Brakes,
+        now: Moment,
+    ) -> Option<Offender> {
+        let measure = match self.restraint(identity, source, now) {
+            Some(restraint) => Measure::Kill(restraint),
+            None => match brakes.permit(identity, now) {
+                Permit::Granted => Measure::Ban,
+                Permit::Withheld(restraint) => Measure::Kill(restraint),
+            },
+        };
+        let offender = self.offender(identity, source, None, measure)?;
+        let until = now.saturating_add(self.policy.timeout());
+        let presence = self.presence_mut(identity, source)?;
+        presence.acted_until = until;
+        if let Measure::Kill(_) = measure {
+            presence.ordered_until = until;
+        }
+        Some(offender)
+    }
+
+    /// Why a source may not be banned; brakes aside. The operator's order comes last: whoever is to
+    /// ban after all, because a reset did not help, has to know that nobody else is there.
+    fn restraint(&self, identity: &[u8], source: Source, now: Moment) -> Option<Restraint> {
+        if self.neighbours.count(source, now) >= self.policy.shared_source_users() {
+            return Some(Restraint::Proxy);
+        }
+        if self.policy.action() == Action::Ban {
+            return None;
+        }
+        match self.neighbours.company(source, self.occupants.hash_of::<[u8]>(identity), now) {
+            Company::Shared => Some(Restraint::SharedSource),
+            Company::Unknown => Some(Restraint::UnknownNeighbours),
+            Company::Alone if self.policy.action() == Action::Kill => Some(Restraint::ByOrder),
+            Company::Alone => None,
+        }
+    }
+
+    fn offender(
+        &self,
+        identity: &[u8],
+        source: Source,
+        only: Option<Link>,
+        measure: Measure,
+    ) -> Option<Offender> {
+        let presence = self.occupants.get(identity)?.at(source)?;
+        let links = match only {
+            Some(link) => vec![link],
+            None => presence
+                .connections
+                .iter()
+                .filter_map(|peer| self.connections.get(*peer))
+                .map(|connection| connection.link)
+                .collect(),
+        };
+        Some(Offender {
+            source,
+            peer: only.map_or(presence.peer, |link| link.peer),
+            transport: presence.transport,
+            inbound: self.tags.name(presence.tag).map(Box::from),
+            links,
+            measure,
+        })
+    }
+
+    /// How many sources a user is at work from, if they are so many, and so many of them others'
+    /// too, that the addresses must be a CDN's.
+    fn behind_cdn(&self, identity: &[u8], now: Moment) -> Option<usize> {
+        let occupant = self.occupants.get(identity)?;
+        let hash = self.occupants.hash_of(identity);
+        let present: Vec<Source> = occupant
+            .presences
+            .iter()
+            .filter(|presence| presence.is_present(self.measures, now))
+            .map(|presence| presence.source)
+            .collect();
+        if present.len() < self.policy.cdn_sources() {
+            return None;
+        }
+        let shared = present
+            .iter()
+            .filter(|source| self.neighbours.company(**source, hash, now) == Company::Shared)
+            .count();
+        (shared * 2 >= present.len()).then_some(present.len())
+    }
+
+    /// Whether a source that the user was never at before is the device that was cut in the other
+    /// family. With [`Keep::Last`] the device that has just come is as new as its two addresses, so
+    /// it is taken for that one until the places are held by sources that came since the violation.
+    fn is_banned_device(
+        &self,
+        occupant: &Occupant,
+        presence: &Presence,
+        places: usize,
+        now: Moment,
+    ) -> bool {
+        if now < self.verdicts_from || now < presence.acted_until {
+            return false;
+        }
+        let family = presence.source.family();
+        let Some(offence) = occupant.offence_beside(family, now) else { return false };
+        if presence.first_seen <= offence.at {
+            return false;
+        }
+        match self.policy.keep() {
+            Keep::First => true,
+            Keep::Last => {
+                let newer = occupant.presences.iter().filter(|other| {
+                    other.source != presence.source
+                        && other.source.family() == family
+                        && other.arrival >= offence.at
+                        && other.acted_until <= now
+                        && other.is_present(self.measures, now)
+                });
+                newer.count() >= places
+            }
+        }
+    }
+}
+
+fn incumbents<'a>(presences: impl Iterator<Item = &'a Presence>, now: Moment) -> Vec<Incumbent> {
+    let mut presences: Vec<&Presence> = presences.collect();
+    presences.sort_by_key(|presence| presence.first_seen);
+    let incumbent = |presence: &Presence| Incumbent {
+        source: presence.source,
+        peer: presence.liveliest().unwrap_or(presence.peer),
+        age: now.saturating_since(presence.first_seen),
+        silence: now.saturating_since(presence.last_move),
+    };
+    presences.into_iter().map(incumbent).collect()
+}

@@ -1,0 +1,88 @@
+//! What is remembered across restarts: who was first seen where, and who is reset on sight.
+//!
+//! Takes and gives [`Standing`]s, a bounded number at a time. It writes no file.
+
+use std::sync::Arc;
+
+use super::{Occupancy, occupant::Occupant, presence::Presence};
+use crate::{moment::Moment, network::Source, sighting::Peer};
+
+/// One user at one source, as far as it outlives a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What counts the user's places: his folded name, or his group's key.
+    pub identity: Box<[u8]>,
+    /// His name as the last line from there wrote it.
+    pub shown_as: Box<[u8]>,
+    /// Where.
+    pub source: Source,
+    /// When he was first seen there: his seniority.
+    pub first_seen: Moment,
+    /// When he arrived there last.
+    pub arrival: Moment,
+    /// His last sign of life there.
+    pub last_move: Moment,
+    /// Until when new connections of his from there are reset on sight.
+    pub ordered_until: Moment,
+}
+
+impl Occupancy {
+    /// The standings of the next `count` users; an empty list when all have been given, after which
+    /// it begins anew. Users who come or go meanwhile may be missing or double.
+    pub fn standings(&mut self, count: usize) -> Vec<Standing> {
+        let start = self.exported;
+        let standings: Vec<Standing> = self
+            .occupants
+            .slice(start, count)
+            .flat_map(|(identity, occupant)| {
+                occupant.presences.iter().map(|presence| Standing {
+                    identity: (**identity).into(),
+                    shown_as: presence.shown_as.clone(),
+                    source: presence.source,
+                    first_seen: presence.first_seen,
+                    arrival: presence.arrival,
+                    last_move: presence.last_seen(),
+                    ordered_until: presence.ordered_until,
+                })
+            })
+            .collect();
+        self.exported = if start >= self.occupants.len() { 0 } else { start.saturating_add(count) };
+        standings
+    }
+
+    /// Takes over what an earlier run remembered. Moments are on this run's clock.
+    pub fn restore(&mut self, standing: &Standing, now: Moment) {
+        if now.saturating_since(standing.last_move) >= self.policy.forget_after() {
+            return;
+        }
+        // The prefix of a source may have changed with the settings.
+        let source = self.policy.source(standing.source.network().address());
+        if source != standing.source {
+            return;
+        }
+        let identity: Arc<[u8]> = (*standing.identity).into();
+        let hash = self.occupants.hash_of::<[u8]>(&identity);
+        self.neighbours.note(source, hash, standing.last_move);
+        let places = self.places_of(&identity).unwrap_or(self.policy.places());
+        let most = self.policy.with_places(places).sources_per_user();
+        let made = self.occupants.get_or_insert_unless_full(identity, Occupant::new);
+        let Some((occupant, evicted)) = made else { return };
+        self.counters.evicted_users += u64::from(evicted.is_some());
+        if occupant.presences.len() >= most || occupant.at(source).is_some() {
+            return;
+        }
+        let peer = Peer { address: source.network().address(), port: 0 };
+        let mut presence = Presence::new(source, peer, &standing.shown_as, now);
+        presence.restore(standing.first_seen, standing.arrival, standing.last_move);
+        presence.ordered_until = standing.ordered_until;
+        occupant.insert(presence);
+    }
+}
+
+impl Standing {
+    /// Whether it says more than that the user was there once: an order that runs at `now`.
+    #[must_use]
+    pub fn is_ordered(&self, now: Moment) -> bool {
+        now < self.ordered_until
+    }
+}
