@@ -12,8 +12,8 @@ use std::{
 };
 
 use crate::{
-    close_filter,
     error::Error,
+    message_filter,
     netlink::{Family, Granted, Socket, Subscription},
     sock_filter::ConnectionFilter,
 };
@@ -51,7 +51,7 @@ impl CloseEvents {
         ports: &[RangeInclusive<u16>],
         receive_buffer: usize,
     ) -> Result<Self, Error> {
-        let filter = close_filter::program(ports);
+        let filter = message_filter::closes_on(ports);
         let wishes =
             Subscription { groups: TCP_DESTROY_GROUPS, receive_buffer, filter: filter.as_deref() };
         let (socket, granted) = Socket::subscribe(Family::SockDiag, &wishes)?;

@@ -12,9 +12,10 @@
 //! | [`ipset`] | sets and their entries, one question and answer at a time |
 //! | [`ipset_wire`] | the messages of ipset, both ways, pure |
 //! | [`sock_diag`] | TCP connections: find, observe, list, reset |
+//! | [`lookups`] | which of many local ends a client is connected to |
+//! | [`message_filter`] | which answers and events of `sock_diag` the kernel hands on |
 //! | [`sock_diag_wire`] | the messages of `sock_diag`, both ways, pure |
 //! | [`close_events`] | when a TCP connection is gone |
-//! | [`close_filter`] | which of these events the kernel hands on |
 //! | [`activity`] | what has moved on a connection |
 //! | [`sock_filter`] | which connections a dump is to find |
 //! | [`conntrack`] | UDP flows: forget those of a banned source |
@@ -30,12 +31,13 @@ pub mod ban;
 pub mod ban_set;
 pub mod ban_sets;
 pub mod close_events;
-pub mod close_filter;
 pub mod conntrack;
 pub mod error;
 pub mod host;
 pub mod ipset;
 pub mod ipset_wire;
+pub mod lookups;
+pub mod message_filter;
 pub mod netlink;
 pub mod networks;
 pub mod nftables;

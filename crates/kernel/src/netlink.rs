@@ -141,6 +141,15 @@ impl Socket {
         Ok(Self::from_fd(family, groups, fd))
     }
 
+    /// Opens a socket for requests whose answers pass `filter`, classic BPF, before they take any room.
+    /// It may get more than that: the kernel may not take the filter, and a socket that had to be
+    /// replaced has none.
+    pub fn open_with_filter(family: Family, filter: &[SockFilter]) -> Result<Self, Error> {
+        let socket = Self::open(family)?;
+        let _ = SockRef::from(&socket.fd).attach_filter(filter);
+        Ok(socket)
+    }
+
     /// Opens a socket for events alone. A filter that the kernel does not take (it is too long for
     /// `net.core.optmem_max`) is left out, and a buffer that it does not grant is smaller.
     pub fn subscribe(
@@ -243,20 +252,26 @@ impl Socket {
         })
     }
 
-    /// Sends a datagram of several messages without `NLM_F_ACK`, each of which has one message for an
-    /// answer, and hands those over in the order of the messages. `first` is the sequence number of
-    /// the first one.
-    pub fn answered_each(
+    /// Sends a datagram of several messages without `NLM_F_ACK` and hands over what answers them, in
+    /// the order of the messages. `first` is the sequence number of the first one.
+    ///
+    /// It waits for nothing, so it is for a socket whose filter may keep any answer away, and for a
+    /// family that answers while it is asked, as `sock_diag` does (`sock_diag.c`, `sock_diag_rcv`).
+    pub fn answered_at_once(
         &mut self,
         request: &Writer,
         first: u32,
         mut answer: impl FnMut(Result<Message<'_>, Errno>),
     ) -> Result<(), Error> {
         let last = self.sequence;
-        self.converse(request, first, |message| {
-            let sequence = message.sequence;
-            answer(answer_of(message));
-            until(sequence == last)
+        self.send(request)?;
+        self.events(|message| {
+            if is_between(first, message.sequence, last) {
+                answer(answer_of(message));
+            }
+        })
+        .and_then(|is_whole| {
+            if is_whole { Ok(()) } else { Err(self.failed("receive from", OsErrno::NOBUFS)) }
         })
     }
 

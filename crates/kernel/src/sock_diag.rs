@@ -44,10 +44,6 @@ pub enum DestroySupport {
     NoDiagnostics,
 }
 
-/// Most questions in one datagram: their answers, half a kilobyte each with what the kernel adds,
-/// fit into a default receive buffer several times.
-const BATCH: usize = 32;
-
 /// A `sock_diag` socket. One conversation at a time; give a dump one of its own.
 #[derive(Debug)]
 pub struct SockDiag {
@@ -77,7 +73,7 @@ impl SockDiag {
         let answer = self.socket.answered(&self.request, Connection::read)?;
         let found = looked_up(answer, || between(local, remote))?;
         // A listener, or anything else that the lookup fell through to, is not what was meant.
-        Ok(found.filter(|it| it.local() == local && it.remote() == remote))
+        Ok(found.filter(|it| it.is_between(local, remote)))
     }
 
     /// As [`Self::find`], with what has moved on the connection.
@@ -91,64 +87,17 @@ impl SockDiag {
         remote: SocketAddr,
         interface: u32,
     ) -> Result<Option<Observed>, Error> {
-        let local = canonical(local);
-        let mut found = None;
-        let asked = self.ask_each([(local, interface)], remote, |it| found = Some(it))?;
-        refusal(asked, || between(local, canonical(remote)))?;
-        Ok(found.filter(|it| it.connection.local() == local))
-    }
-
-    /// As [`Self::observe`] for each of several local ends, an address with the network device, in
-    /// one datagram to the kernel for every 32 of them; what is found goes to `each`, in their order.
-    pub fn observe_each(
-        &mut self,
-        locals: impl IntoIterator<Item = (SocketAddr, u32)>,
-        remote: SocketAddr,
-        each: impl FnMut(Observed),
-    ) -> Result<(), Error> {
-        let asked = self.ask_each(locals, remote, each)?;
-        refusal(asked, || format!("a connection of {}", canonical(remote)))
-    }
-
-    /// The outer result is the conversation, the inner one the kernel's answer to the first
-    /// datagram with a question that it refused.
-    fn ask_each(
-        &mut self,
-        locals: impl IntoIterator<Item = (SocketAddr, u32)>,
-        remote: SocketAddr,
-        mut each: impl FnMut(Observed),
-    ) -> Result<Result<(), Errno>, Error> {
-        let remote = canonical(remote);
-        let mut locals = locals
-            .into_iter()
-            .map(|(local, interface)| (canonical(local), interface))
-            .filter(|(local, _)| local.is_ipv4() == remote.is_ipv4());
-        loop {
-            self.request.clear();
-            let mut first = None;
-            for (local, interface) in locals.by_ref().take(BATCH) {
-                let sequence = self.socket.next_sequence();
-                first.get_or_insert(sequence);
-                write_observe(&mut self.request, sequence, local, remote, interface);
-            }
-            let Some(first) = first else { return Ok(Ok(())) };
-            let mut refusal = Ok(());
-            self.socket.answered_each(&self.request, first, |answer| match answer {
-                // A listener, or anything else that the lookup fell through to, is nobody's.
-                Ok(message) => {
-                    if let Some(it) = Observed::read(message)
-                        && it.connection.remote() == remote
-                    {
-                        each(it);
-                    }
-                }
-                Err(Errno::NOENT) => {}
-                Err(source) => refusal = Err(source),
-            })?;
-            if refusal.is_err() {
-                return Ok(refusal);
-            }
+        let (local, remote) = (canonical(local), canonical(remote));
+        if local.is_ipv4() != remote.is_ipv4() {
+            return Ok(None);
         }
+        self.request.clear();
+        let sequence = self.socket.next_sequence();
+        write_observe(&mut self.request, sequence, local, remote, interface);
+        let answer = self.socket.answered(&self.request, Observed::read)?;
+        let found = looked_up(answer, || between(local, remote))?;
+        // A listener, or anything else that the lookup fell through to, is not what was meant.
+        Ok(found.filter(|Observed { connection: it, .. }| it.is_between(local, remote)))
     }
 
     /// What has moved on `connection` by now, and its state; `None` once it is gone, whoever has its
@@ -319,7 +268,7 @@ impl SockDiag {
 }
 
 /// A connection that was not found, in words.
-fn between(local: SocketAddr, remote: SocketAddr) -> String {
+pub(crate) fn between(local: SocketAddr, remote: SocketAddr) -> String {
     format!("the connection of {remote} to {local}")
 }
 
@@ -328,18 +277,17 @@ fn looked_up<T>(
     answer: Result<Option<T>, Errno>,
     object: impl FnOnce() -> String,
 ) -> Result<Option<T>, Error> {
-    if answer.as_ref().is_err_and(|errno| *errno == Errno::NOENT) {
-        return Ok(None);
+    match answer {
+        Err(Errno::NOENT) => Ok(None),
+        answer => answer.map_err(|source| Error::Refused {
+            operation: "look up",
+            object: object(),
+            source,
+        }),
     }
-    refusal(answer, object)
 }
 
-/// The kernel's answer to a lookup, as an error where it is one.
-fn refusal<T>(answer: Result<T, Errno>, object: impl FnOnce() -> String) -> Result<T, Error> {
-    answer.map_err(|source| Error::Refused { operation: "look up", object: object(), source })
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     (address.ip().to_canonical(), address.port()).into()
 }
 

@@ -197,6 +197,10 @@ impl Connection {
         self.interface
     }
 
+    pub(crate) fn is_between(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+        self.local == local && self.remote == remote
+    }
+
     /// Reads a `struct inet_diag_msg`; `None` for a listening or unconnected socket, and for
     /// whatever is not one.
     pub(crate) fn read(message: Message<'_>) -> Option<Self> {

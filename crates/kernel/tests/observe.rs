@@ -17,6 +17,7 @@ use std::{
 
 use refract_kernel::{
     activity::Activity,
+    lookups::Lookups,
     netlink::Dumped,
     sock_diag::{Observed, SockDiag, TcpState},
     sock_filter::ConnectionFilter,
@@ -263,20 +264,22 @@ fn of_many_ends_asked_about_at_once_those_are_given_that_have_the_peer() {
         // More than go into one datagram. At each of them the kernel finds at least the listener.
         let ends = (1..=90).map(|last| (SocketAddr::from(([127, 0, 0, last], 443)), 0));
         let ends: Vec<_> = ends.chain([(address("[::1]:443"), 0)]).collect();
-        let mut given = Vec::new();
-        diag.observe_each(ends.clone(), remote, |it| given.push(it)).unwrap();
-        let connections: Vec<_> = given.iter().map(|it| it.connection).collect();
-        assert_eq!(connections, [observed(&mut diag, &client).connection]);
-        assert_eq!(given.iter().map(|it| it.connection.local()).next(), Some(right));
-        // The next question is not answered with what was left over.
-        assert_alive(&mut client, &mut server);
-        let after = observed(&mut diag, &client);
-        assert!(given.iter().all(|it| counters(it) < counters(&after)), "{after:?}");
+        let mut lookups = Lookups::open().unwrap();
+        for _ in 0..3 {
+            let mut given = Vec::new();
+            lookups.observe(ends.clone(), remote, |it| given.push(it.connection)).unwrap();
+            assert_eq!(given, [observed(&mut diag, &client).connection]);
+            assert_eq!(given[0].local(), right);
+            // No question is answered with what was left over.
+            let others = || ends.iter().copied().filter(|(local, _)| *local != right);
+            lookups.observe(others(), remote, |it| panic!("{it:?}")).unwrap();
+            assert_alive(&mut client, &mut server);
+        }
 
         drop((other, server, listener));
         let nobody = address("127.0.0.1:9");
-        diag.observe_each(ends, nobody, |it| panic!("{it:?}")).unwrap();
-        diag.observe_each([], remote, |it| panic!("{it:?}")).unwrap();
+        lookups.observe(ends, nobody, |it| panic!("{it:?}")).unwrap();
+        lookups.observe([], remote, |it| panic!("{it:?}")).unwrap();
     });
 }
 

@@ -14,6 +14,7 @@ use refract_core::{Found, Link, Moment, Peer, Sample};
 use refract_kernel::{
     Error as KernelError,
     activity::Activity,
+    lookups::Lookups,
     sock_diag::{Observed, SockDiag},
     sock_filter::ConnectionFilter,
 };
@@ -24,6 +25,7 @@ use crate::{clock::Clock, endpoints::Endpoints, ports::Ports};
 #[derive(Debug)]
 pub struct Witness {
     sockets: SockDiag,
+    at_other_ends: Lookups,
     endpoints: Endpoints,
     ports: Vec<RangeInclusive<u16>>,
     clock: Clock,
@@ -38,6 +40,7 @@ impl Witness {
     pub fn open(ports: &Ports, clock: Clock) -> Result<Self, KernelError> {
         Ok(Self {
             sockets: SockDiag::open()?,
+            at_other_ends: Lookups::open()?,
             endpoints: Endpoints::default(),
             ports: ports.ranges().to_vec(),
             clock,
@@ -58,30 +61,38 @@ impl Witness {
 
     /// The connection of `peer` on a protected port whose handshake is done.
     pub fn look_up(&mut self, peer: Peer, now: Instant) -> Option<Found> {
-        let remote = address_of(peer);
-        let ends = self.endpoints.for_peer(peer.address);
-        let mut found_at = None;
-        // What was right last time is right nearly always; all the others are one more question.
-        for ends in [ends.get(..1), ends.get(1..)].into_iter().flatten().filter(|it| !it.is_empty())
-        {
-            self.lookups += ends.len() as u64;
-            let locals = ends.iter().map(|end| (end.address, end.interface));
-            let looked = self.sockets.observe_each(locals, remote, |observed| {
-                // The same peer may have begun another at one end and be at work at the next.
-                if observed.connection.state().has_completed_handshake() {
-                    found_at.get_or_insert(observed);
-                }
-            });
-            if let Err(error) = looked {
+        let observed = match self.look_up_observed(address_of(peer)) {
+            Ok(observed) => observed?,
+            Err(error) => {
                 self.trouble = Some(error);
+                return None;
             }
-            if found_at.is_some() {
-                break;
-            }
-        }
-        let observed = found_at?;
+        };
         self.endpoints.found_on(observed.connection.local(), observed.connection.interface());
         Some(found(&observed, self.clock.moment(now)))
+    }
+
+    fn look_up_observed(&mut self, remote: SocketAddr) -> Result<Option<Observed>, KernelError> {
+        let is_real = |it: &Observed| it.connection.state().has_completed_handshake();
+        // What was right last time is right nearly always; all the others are one more question.
+        let Some((likeliest, others)) = self.endpoints.for_peer(remote.ip()).split_first() else {
+            return Ok(None);
+        };
+        self.lookups += 1;
+        let observed = self.sockets.observe(likeliest.address, remote, likeliest.interface)?;
+        if observed.as_ref().is_some_and(is_real) {
+            return Ok(observed);
+        }
+        self.lookups += others.len() as u64;
+        let locals = others.iter().map(|end| (end.address, end.interface));
+        let mut found_at = None;
+        self.at_other_ends.observe(locals, remote, |it| {
+            // The same peer may have begun another at one end and be at work at the next.
+            if is_real(&it) {
+                found_at.get_or_insert(it);
+            }
+        })?;
+        Ok(found_at)
     }
 
     /// How the payload of a known connection stands; `None` when it is gone.
