@@ -171,8 +171,11 @@ const BY_ORDER: &str = "--firewall says so";
 const IPTABLES_WORKS: &str = "iptables and ipset work here";
 
 fn start_iptables(flags: &Flags) -> Result<(Upkeep, Backend), Error> {
-    let (upkeep, sets) = RuleUpkeep::start(flags, moving::from_table)?;
-    moving::remove_table();
+    let mut are_moved = false;
+    let (upkeep, sets) = RuleUpkeep::start(flags, |sets| are_moved = moving::from_table(sets))?;
+    if are_moved {
+        moving::remove_table();
+    }
     moving::remove_rules_of_other(upkeep.variant());
     Ok((Upkeep::Rule(Box::new(upkeep)), Backend::Sets(sets)))
 }

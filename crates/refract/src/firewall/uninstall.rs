@@ -30,11 +30,17 @@ pub fn uninstall(iptables: Option<&Path>, said: &mut Vec<String>) -> Result<(), 
             error => error,
         })?;
     } else {
-        // Without sets there can be no rule that names them.
-        match every_set().map(|mut sets| has_sets(&mut sets)) {
-            Ok(Ok(false)) | Err(KernelError::Unsupported { .. }) => {}
+        let has_sets = match every_set().map(|mut sets| has_sets(&mut sets)) {
+            Ok(Ok(has_sets)) => has_sets,
+            Err(KernelError::Unsupported { .. }) => false,
             Ok(Err(error)) | Err(error) => return Err(error.into()),
-            Ok(Ok(true)) => return Err(out_of_reach("CAP_NET_RAW is missing")),
+        };
+        if has_sets {
+            return Err(out_of_reach("CAP_NET_RAW is missing"));
+        }
+        // Without sets there can be no rule that names them, but there can be one against MPTCP.
+        if leftovers::is_there(iptables) {
+            said.push("did not look for rules of iptables: CAP_NET_RAW is missing".to_owned());
         }
     }
     if said.is_empty() {
