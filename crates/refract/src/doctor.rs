@@ -71,9 +71,10 @@ fn sandbox(flags: &Flags) -> Finding {
         return Finding::Notable("sandbox: off, as these flags say".to_owned());
     }
     match (sandbox::landlock_of_this_kernel(), sandbox::are_filtered_here()) {
-        (Some(abi), true) => {
-            Finding::Good(format!("sandbox: this kernel has Landlock ABI {abi} and seccomp"))
-        }
+        (Some(abi), true) => match sandbox::left_open_by_landlock(abi) {
+            None => Finding::Good(format!("sandbox: this kernel has Landlock ABI {abi} and seccomp")),
+            Some(sentence) => Finding::Notable(format!("sandbox: {sentence}; it has seccomp")),
+        },
         (None, true) => Finding::Notable(
             "sandbox: this kernel has seccomp and no Landlock (it takes 5.13, and landlock among \
              the kernel parameter lsm=), or a container's filter of system calls hides it, so files \

@@ -23,7 +23,10 @@ use self::{
     files::{Confined, NotConfined},
     rights::names,
 };
-pub use self::{calls::are_filtered_here, files::landlock_of_this_kernel};
+pub use self::{
+    calls::are_filtered_here,
+    files::{landlock_of_this_kernel, left_open_by_landlock},
+};
 use crate::{config::shown, supervisor};
 
 /// What the daemon goes on needing.
@@ -81,6 +84,9 @@ impl Sandbox {
                          started again",
                         shown(path)
                     );
+                }
+                if let Some(sentence) = left_open_by_landlock(confined.abi) {
+                    warn!("sandbox: {sentence}");
                 }
                 sandbox.files = Some(confined);
             }

@@ -90,6 +90,25 @@ pub fn landlock_of_this_kernel() -> Option<i32> {
     abi_of(&asked.join().ok()?.ok()?.landlock)
 }
 
+/// What a Landlock of version `abi` leaves open of what is meant to be shut (landlock(7), "VERSIONS");
+/// `None` if nothing.
+#[must_use]
+pub fn left_open_by_landlock(abi: i32) -> Option<String> {
+    let missing = [
+        (3, "6.2", "truncating files"),
+        (4, "6.7", "TCP"),
+        (5, "6.10", "ioctl on devices"),
+        (6, "6.12", "abstract unix sockets and signals"),
+    ];
+    let left: Vec<_> = missing
+        .into_iter()
+        .filter(|(since, ..)| abi < *since)
+        .map(|(_, kernel, what)| format!("{what} (it takes Linux {kernel})"))
+        .collect();
+    (!left.is_empty())
+        .then(|| format!("Landlock ABI {abi} of this kernel does not restrict {}", left.join(", ")))
+}
+
 /// Why files stay open.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotConfined {
@@ -291,6 +310,31 @@ mod tests {
     fn check(file: &Path, expected: &[&Path]) {
         let found = roots(file, Purpose::Read);
         assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{}", file.display());
+    }
+
+    #[test]
+    fn what_an_older_landlock_leaves_open_is_told() {
+        for (abi, expected) in [
+            (
+                2,
+                Some(
+                    "Landlock ABI 2 of this kernel does not restrict truncating files (it takes Linux \
+                     6.2), TCP (it takes Linux 6.7), ioctl on devices (it takes Linux 6.10), abstract \
+                     unix sockets and signals (it takes Linux 6.12)",
+                ),
+            ),
+            (
+                5,
+                Some(
+                    "Landlock ABI 5 of this kernel does not restrict abstract unix sockets and \
+                     signals (it takes Linux 6.12)",
+                ),
+            ),
+            (6, None),
+            (8, None),
+        ] {
+            assert_eq!(left_open_by_landlock(abi).as_deref(), expected, "{abi}");
+        }
     }
 
     #[test]
