@@ -547,6 +547,23 @@ fn where_the_old_iptables_is_not_there_bans_are_copied_and_what_stays_is_said() 
 }
 
 #[test]
+fn a_rule_against_mptcp_does_not_outlive_the_sets_of_an_earlier_run() -> Result<()> {
+    for program in ["iptables", "iptables-legacy"] {
+        let scene = Scene::new()?;
+        stop(scene.start(&[IPTABLES, &format!("--iptables=/usr/sbin/{program}")])?)?;
+        let flush = "for tool in iptables ip6tables iptables-legacy ip6tables-legacy; do $tool -F INPUT; \
+                     done; ipset destroy";
+        scene.shell(flush)?;
+        assert_eq!(our_rules(&scene, program)?.len(), 2, "those against MPTCP, {program}");
+        let daemon = scene.start(&[NFTABLES])?;
+        daemon.wait_for_message("removed the rule against MPTCP", BOUND)?;
+        assert_no_iptables(&scene)?;
+        stop(daemon)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn doctor_examines_the_firewall_that_would_be_chosen() -> Result<()> {
     let scene = Scene::new()?;
     let doctor = |wrapper: &[&str], more: &[&str]| doctor(&scene, wrapper, more);
