@@ -24,6 +24,7 @@ use super::{
 use crate::{
     backend::{Kind, every_set, to_be_carried},
     cli::Flags,
+    error::Error,
     privilege,
 };
 
@@ -51,21 +52,22 @@ pub(super) fn remove_table() {
 /// Removes the rules of an earlier run with the implementation of iptables that is not in force, now
 /// that the rule is in place: they would go on dropping, on whatever ports they were made for.
 pub(super) fn remove_rules_of_other(in_force: Variant) {
-    remove_rules_of(in_force.other());
+    let other = in_force.other();
+    if let Err(error) = remove_rules_of(other) {
+        warn!(
+            "{error}: a rule that an earlier run may have left with iptables ({other}) cannot be \
+             removed and would go on dropping; mend that program, then start refract again"
+        );
+    }
 }
 
-fn remove_rules_of(variant: Variant) {
+fn remove_rules_of(variant: Variant) -> Result<(), Error> {
     let mut said = Vec::new();
     let removed = leftovers::remove_of(variant, &mut said);
     for sentence in said {
         info!("of an earlier run with iptables ({variant}): {sentence}");
     }
-    if let Err(error) = removed {
-        warn!(
-            "{error}: a rule that an earlier run may have left with iptables ({variant}) cannot be \
-             removed and would stay in force; mend that program, then start refract again"
-        );
-    }
+    removed
 }
 
 /// Copies the bans of sets of ours, if there are any, into the table that has taken over, and removes
@@ -102,7 +104,9 @@ fn remove_rules_without_sets() {
         return;
     }
     for variant in Variant::ALL {
-        remove_rules_of(variant);
+        if let Err(error) = remove_rules_of(variant) {
+            info!("{error}: whether an earlier run left a rule against MPTCP is not known");
+        }
     }
 }
 
