@@ -671,9 +671,15 @@ impl Scene<'_> {
         )?;
         self.is_active()?;
         kernel_has_nothing(self.lab.server())?;
-        let sets = machine.run("nsenter --net=/run/netns/xray ipset list -name")?;
-        assert!(sets.contains(BANNED), "{sets}");
-        Ok(())
+        let sets = || machine.run("nsenter --net=/run/netns/xray ipset list -name");
+        assert!(sets()?.contains(BANNED));
+        // Another namespace gets the name.
+        let before = self.process()?;
+        machine.run("ip netns delete xray; ip netns add xray")?;
+        self.comes_again(before)?;
+        self.journal_says("the network namespace /run/netns/xray is", 1)?;
+        assert!(sets()?.contains(BANNED));
+        kernel_has_nothing(self.lab.server())
     }
 
     fn bans_are_kept(&self) -> Result<()> {
