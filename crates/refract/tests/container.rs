@@ -59,10 +59,11 @@ fn the_image_and_the_compose_file_cut_an_offender_and_say_what_is_missing() -> R
     }
     fs::set_permissions(&logs, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
 
+    let compose = Compose { engine: &engine, logs: &logs };
     what_is_missing_is_said(&engine, &logs)?;
+    an_absent_directory_is_said(&compose, &lab)?;
 
     let _echo = Server::echo(lab.server(), 443)?;
-    let compose = Compose { engine: &engine, logs: &logs };
     let begun = Instant::now();
     compose.run(&["up", "--detach"])?;
     engine.wait_for_line("refract", "ready", BOUND)?;
@@ -166,6 +167,18 @@ fn what_is_missing_is_said(engine: &Engine<'_>, logs: &Path) -> Result<()> {
     engine.wait_for_line("unlettered", "grant CAP_DAC_READ_SEARCH", BOUND)?;
     engine.docker(&["rm", "--force", "unlettered", "elsewhere"])?;
     Ok(())
+}
+
+/// As docker-compose 1.29 has it; the newer one makes the directory.
+fn an_absent_directory_is_said(compose: &Compose<'_>, lab: &Lab) -> Result<()> {
+    let absent = lab.path("not-there");
+    let compose = Compose { logs: &absent, ..*compose };
+    let refused = compose.run(&["up", "--detach"]).err().map(|error| error.to_string());
+    let refused = refused.unwrap_or_default();
+    let said = format!("bind source path does not exist: {}", absent.display());
+    assert!(refused.contains(&said), "{refused}");
+    assert!(!absent.exists());
+    compose.run(&["down", "--volumes"]).map(drop)
 }
 
 /// Builds the image as `make image` does, and gives what it is and takes.
