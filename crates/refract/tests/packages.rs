@@ -233,6 +233,7 @@ fn an_operator_installs_runs_upgrades_removes_and_purges_it() -> Result<()> {
         scene.purge_halfway_through_an_upgrade()?;
         scene.purge()?;
         scene.purge_while_the_user_is_at_work()?;
+        scene.purge_leaves_a_user_that_it_has_not_made()?;
         scene.rpm()
     };
     let told = panic::catch_unwind(AssertUnwindSafe(story));
@@ -624,6 +625,20 @@ impl Scene<'_> {
         eventually("the user to be free", SYSTEMD_BOUND, || {
             Ok(machine.succeeds("userdel refract")?.then_some(()))
         })
+    }
+
+    /// Somebody of that name logs in here: his account is not the package's to take away.
+    fn purge_leaves_a_user_that_it_has_not_made(&self) -> Result<()> {
+        let machine = self.machine;
+        machine.run(
+            "useradd --create-home --home-dir /home/somebody --shell /bin/sh refract
+             apt-get install -y -q /packages/refract_1.0.1_$(dpkg --print-architecture).deb",
+        )?;
+        let said = machine.run("apt-get purge -y -q refract 2>&1")?;
+        assert!(said.contains("refract: the user refract stays, which this package"), "{said}");
+        self.package_is_gone()?;
+        machine.run("id refract && test -d /home/somebody && getent group refract")?;
+        machine.run("userdel --remove refract").map(drop)
     }
 
     /// Neither dpkg nor the file system has anything left of it.
