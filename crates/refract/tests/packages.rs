@@ -28,6 +28,7 @@ use support::{
     LabError, Result, eventually,
     guide::Guide,
     lab::{Host, Lab, SERVER_V4},
+    nft_table,
     proxy::{ALICE, BOB, Device, Program, Protocol, ProxyServer, REQUEST_BOUND, User},
     witness,
 };
@@ -232,6 +233,7 @@ fn an_operator_installs_runs_upgrades_removes_and_purges_it() -> Result<()> {
         scene.remove()?;
         scene.purge_halfway_through_an_upgrade()?;
         scene.purge()?;
+        scene.purge_with_nftables()?;
         scene.purge_while_the_user_is_at_work()?;
         scene.purge_leaves_a_user_that_it_has_not_made()?;
         scene.rpm()
@@ -604,6 +606,23 @@ impl Scene<'_> {
         Ok(())
     }
 
+    /// The other firewall leaves nothing either.
+    fn purge_with_nftables(&self) -> Result<()> {
+        let machine = self.machine;
+        machine.run(
+            "apt-get install -y -q /packages/refract_1.0.1_$(dpkg --print-architecture).deb
+             echo REFRACT_FIREWALL=nftables >>/etc/default/refract
+             systemctl start refract",
+        )?;
+        self.is_active()?;
+        assert!(nft_table::exists(self.lab.server())?);
+        assert_eq!(witness::sets(self.lab.server())?, [""; 0]);
+        let said = machine.run("apt-get purge -y -q refract")?;
+        assert!(said.contains("deleted the table inet refract"), "{said}");
+        kernel_has_nothing(self.lab.server())?;
+        self.package_is_gone()
+    }
+
     /// A user of whom a process runs cannot be removed, and the package goes all the same.
     fn purge_while_the_user_is_at_work(&self) -> Result<()> {
         let machine = self.machine;
@@ -763,6 +782,7 @@ fn traces(machine: &Machine<'_>) -> Result<String> {
 
 fn kernel_has_nothing(server: &Host) -> Result<()> {
     assert_eq!(witness::sets(server)?, [""; 0]);
+    assert!(!nft_table::exists(server)?, "there is a table of nftables");
     for tool in ["iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"]
     {
         let rules = server.output(tool, &[])?;
