@@ -25,7 +25,6 @@ COPY --from=build /image /opt/refract/
 
 # As in packaging/image/Dockerfile, which says why.
 ENV PATH=/opt/refract \
-    REFRACT_ACCESS_LOG=/var/log/xray/access.log \
     REFRACT_BLOCK_LOG=/var/log/refract/block.log \
     REFRACT_FIREWALL=nftables
 ENTRYPOINT ["/opt/refract/refract"]

@@ -26,13 +26,7 @@ const FOR_EVER: Duration = Duration::MAX;
 /// `refract list`: every ban in the kernel with the time it has left, the shortest first.
 pub fn list(out: &mut impl Write) -> Result<(), Error> {
     privilege::require_net_admin()?;
-    let mut longest: HashMap<BanTarget, Duration> = HashMap::new();
-    for mut backend in every_backend()? {
-        for Ban { target, remaining } in backend.list()? {
-            let time = longest.entry(target).or_default();
-            *time = remaining.unwrap_or(FOR_EVER).max(*time);
-        }
-    }
+    let longest = longest_bans().map_err(|error| error.or_rights_elsewhere("listing bans"))?;
     let mut bans: Vec<(BanTarget, Duration)> = longest.into_iter().collect();
     // One that lasts for ever is an operator's own, and comes last.
     bans.sort_by_key(|(target, time)| (*time, *target));
@@ -48,6 +42,18 @@ pub fn list(out: &mut impl Write) -> Result<(), Error> {
     print(out, &text)
 }
 
+/// Every ban with the longest time that it has left in any backend.
+fn longest_bans() -> Result<HashMap<BanTarget, Duration>, Error> {
+    let mut longest = HashMap::new();
+    for mut backend in every_backend()? {
+        for Ban { target, remaining } in backend.list()? {
+            let time: &mut Duration = longest.entry(target).or_default();
+            *time = remaining.unwrap_or(FOR_EVER).max(*time);
+        }
+    }
+    Ok(longest)
+}
+
 /// `refract unban`: lifts the named bans, or all.
 pub fn unban(sources: &[String], all: bool, out: &mut impl Write) -> Result<(), Error> {
     privilege::require_net_admin()?;
@@ -56,6 +62,25 @@ pub fn unban(sources: &[String], all: bool, out: &mut impl Write) -> Result<(), 
         .map(|text| text.parse().map_err(|_| Error::NotASource { text: text.clone() }))
         .collect::<Result<_, _>>()?;
 
+    let (lifted, found) =
+        lift(&wanted, all).map_err(|error| error.or_rights_elsewhere("lifting bans"))?;
+    for target in &lifted {
+        print(out, &format!("lifted {target}\n"))?;
+    }
+    if all && lifted.is_empty() {
+        print(out, "there was no ban to lift\n")?;
+    }
+    let missed: Vec<&str> = sources
+        .iter()
+        .zip(&found)
+        .filter(|(_, found)| !**found)
+        .map(|(text, _)| text.as_str())
+        .collect();
+    if missed.is_empty() { Ok(()) } else { Err(Error::NotBanned { sources: missed.join(", ") }) }
+}
+
+/// Lifts the bans that `wanted` name, or all: which were there, and whether each of `wanted` named one.
+fn lift(wanted: &[Network], all: bool) -> Result<(BTreeSet<BanTarget>, Vec<bool>), Error> {
     let mut found = vec![false; wanted.len()];
     let mut lifted = BTreeSet::new();
     for mut backend in every_backend()? {
@@ -78,19 +103,7 @@ pub fn unban(sources: &[String], all: bool, out: &mut impl Write) -> Result<(), 
         let there = targets.iter().zip(were_there).filter(|(_, was_there)| *was_there);
         lifted.extend(there.map(|(target, _)| *target));
     }
-    for target in &lifted {
-        print(out, &format!("lifted {target}\n"))?;
-    }
-    if all && lifted.is_empty() {
-        print(out, "there was no ban to lift\n")?;
-    }
-    let missed: Vec<&str> = sources
-        .iter()
-        .zip(&found)
-        .filter(|(_, found)| !**found)
-        .map(|(text, _)| text.as_str())
-        .collect();
-    if missed.is_empty() { Ok(()) } else { Err(Error::NotBanned { sources: missed.join(", ") }) }
+    Ok((lifted, found))
 }
 
 /// Where the block log is when nobody says: where the systemd unit has it, if that was ever used.
@@ -196,5 +209,7 @@ pub fn uninstall(iptables: Option<&Path>, out: &mut impl Write) -> Result<(), Er
     for line in said {
         print(out, &format!("{line}\n"))?;
     }
-    removed
+    removed.map_err(|error| {
+        error.or_rights_elsewhere("removing rules and sets").or_rules_left_behind()
+    })
 }

@@ -5,6 +5,8 @@
 
 use std::{io, path::PathBuf};
 
+use refract_kernel::{Errno, Error as KernelError, xtables::ProgramFailure};
+
 use crate::{container, lock::LOCK_NAME, rule_keeper::RuleKeeperError, tail::TailError};
 
 /// Everything that ends the daemon's start, or a command.
@@ -49,6 +51,15 @@ pub enum Error {
         /// What it did instead of what it was told.
         failure: String,
     },
+    /// What iptables made cannot be removed, because it does not work.
+    #[error(
+        "{failure}; so the rule that looks up refract's sets is still there, and so are they: mend \
+         iptables, or name one that works with --iptables=PATH, then run `refract uninstall` again"
+    )]
+    RulesLeftBehind {
+        /// What it did instead of what it was told.
+        failure: String,
+    },
     /// Neither firewall can be used.
     #[error("no firewall can be used here: for iptables, {iptables}; for nftables, {nftables}")]
     NoFirewall {
@@ -82,7 +93,7 @@ pub enum Error {
     },
     /// The kernel refused.
     #[error(transparent)]
-    Kernel(#[from] refract_kernel::Error),
+    Kernel(#[from] KernelError),
     /// A set that bears our name is of a type that cannot serve, and is not ours to replace.
     #[error(
         "the set {set} exists with type {found} and is used by a rule that is not refract's \
@@ -191,6 +202,32 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same, for whoever holds the rights that `act` takes, where it is that they do not reach as far
+    /// as this network namespace.
+    #[must_use]
+    pub fn or_rights_elsewhere(self, act: &'static str) -> Self {
+        let is_refusal = match &self {
+            Self::Kernel(KernelError::Program { source, .. }) => {
+                matches!(source, ProgramFailure::NotPermitted)
+            }
+            Self::Kernel(error) => error.errno() == Some(Errno::PERM),
+            _ => false,
+        };
+        if is_refusal { Self::RightsElsewhere { act } } else { self }
+    }
+
+    /// The same with the remedy, for whoever wants rules removed, where it is that iptables does not
+    /// work.
+    #[must_use]
+    pub fn or_rules_left_behind(self) -> Self {
+        match self {
+            Self::Kernel(error) if error.is_breakage() => {
+                Self::RulesLeftBehind { failure: error.to_string() }
+            }
+            error => error,
+        }
+    }
+
     /// The same with the remedy, for whoever ordered iptables, where it is that iptables does not work.
     #[must_use]
     pub fn or_broken_iptables(self) -> Self {
@@ -206,8 +243,6 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use refract_kernel::{Error as KernelError, xtables::ProgramFailure};
 
     use super::*;
 
@@ -243,6 +278,37 @@ mod tests {
                 assert_eq!(told.to_string(), expected);
                 assert_eq!(told.or_broken_iptables().to_string(), expected);
             }
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_a_right_that_is_held_says_where_it_would_count_and_no_other_failure_does() {
+        let program = |source| KernelError::Program {
+            operation: "list the rules with",
+            program: "/usr/sbin/iptables".into(),
+            source,
+        };
+        let refused = |source| KernelError::Refused {
+            operation: "list",
+            object: "the set".to_owned(),
+            source,
+        };
+        let opened = KernelError::Io {
+            operation: "open",
+            object: "a socket".to_owned(),
+            source: io::Error::from_raw_os_error(1),
+        };
+        for (error, is_refusal) in [
+            (refused(Errno::PERM), true),
+            (opened, true),
+            (program(ProgramFailure::NotPermitted), true),
+            (refused(Errno::NOENT), false),
+            (program(ProgramFailure::Unrunnable(io::Error::from_raw_os_error(1))), false),
+        ] {
+            let before = error.to_string();
+            let told = Error::Kernel(error).or_rights_elsewhere("lifting bans");
+            assert_eq!(matches!(told, Error::RightsElsewhere { .. }), is_refusal, "{before}");
+            assert_eq!(told.to_string().contains("lifting bans is not permitted"), is_refusal);
         }
     }
 }

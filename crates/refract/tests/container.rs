@@ -59,10 +59,12 @@ fn the_image_and_the_compose_file_cut_an_offender_and_say_what_is_missing() -> R
     }
     fs::set_permissions(&logs, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
 
+    let compose = Compose { engine: &engine, logs: &logs };
     what_is_missing_is_said(&engine, &logs)?;
+    an_absent_directory_is_said(&compose, &lab)?;
+    the_policy_file_holds_where_no_variable_is_set(&compose, &lab)?;
 
     let _echo = Server::echo(lab.server(), 443)?;
-    let compose = Compose { engine: &engine, logs: &logs };
     let begun = Instant::now();
     compose.run(&["up", "--detach"])?;
     engine.wait_for_line("refract", "ready", BOUND)?;
@@ -168,6 +170,51 @@ fn what_is_missing_is_said(engine: &Engine<'_>, logs: &Path) -> Result<()> {
     Ok(())
 }
 
+/// As docker-compose 1.29 has it; the newer one makes the directory.
+fn an_absent_directory_is_said(compose: &Compose<'_>, lab: &Lab) -> Result<()> {
+    let absent = lab.path("not-there");
+    let compose = Compose { logs: &absent, ..*compose };
+    let refused = compose.run(&["up", "--detach"]).err().map(|error| error.to_string());
+    let refused = refused.unwrap_or_default();
+    let said = format!("bind source path does not exist: {}", absent.display());
+    assert!(refused.contains(&said), "{refused}");
+    assert!(!absent.exists());
+    compose.run(&["down", "--volumes"]).map(drop)
+}
+
+/// What the compose file passes on is in the container only if it was set, and then beats the file.
+fn the_policy_file_holds_where_no_variable_is_set(compose: &Compose<'_>, lab: &Lab) -> Result<()> {
+    let policy = lab.path("etc");
+    let text = "dport = 8443\nlimit = 2\naccess.log = \"/var/log/xray/other.log\"\n\
+                block.log = \"/tmp/block.log\"\n";
+    fs::create_dir(&policy)
+        .and_then(|()| fs::write(policy.join("refract.toml"), text))
+        .map_err(support::LabError::while_trying("write a policy file"))?;
+    let volume = format!("--volume={}:/etc/refract:ro", policy.display());
+    let check = ["run", "--rm", "-T", &volume, "refract", "check"];
+    let by_file = compose.run(&check)?;
+    let by_variable = compose.with(&[("REFRACT_DPORT", "443")], &check)?;
+    let row = |said: &str, name: &str| {
+        let row = said.lines().find(|line| line.split_whitespace().next() == Some(name));
+        let words: Vec<&str> = row.unwrap_or_default().split_whitespace().skip(1).collect();
+        words.join(" ")
+    };
+    assert_eq!(row(&by_file, "dport"), "8443 file, line 1", "{by_file}");
+    assert_eq!(row(&by_variable, "dport"), "443 variable REFRACT_DPORT", "{by_variable}");
+    for said in [by_file, by_variable] {
+        assert_eq!(row(&said, "limit"), "2 file, line 2", "{said}");
+        assert_eq!(row(&said, "access.log"), "/var/log/xray/other.log file, line 3", "{said}");
+        // What the image sets, as its document says.
+        let of_image = "/var/log/refract/block.log variable REFRACT_BLOCK_LOG";
+        assert_eq!(row(&said, "block.log"), of_image, "{said}");
+        assert_eq!(row(&said, "firewall"), "nftables variable REFRACT_FIREWALL", "{said}");
+    }
+    let refused = compose.with(&[("REFRACT_DPORT", "")], &check).err();
+    let refused = refused.map(|error| error.to_string()).unwrap_or_default();
+    assert!(refused.contains("--dport (REFRACT_DPORT) cannot be \"\""), "{refused}");
+    Ok(())
+}
+
 /// Builds the image as `make image` does, and gives what it is and takes.
 fn image(engine: &Engine<'_>) -> Result<String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/build-image");
@@ -187,10 +234,20 @@ struct Compose<'a> {
 
 impl Compose<'_> {
     fn run(&self, arguments: &[&str]) -> Result<String> {
+        self.with(&[], arguments)
+    }
+
+    /// The same where these variables of Refract's are set, and no others.
+    fn with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Result<String> {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/compose.yaml");
         let mut command = Command::new("docker-compose");
         command.arg("--file").arg(file).args(["--project-name", "lab"]).args(arguments);
-        command.env("XRAY_LOG_DIRECTORY", self.logs);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("REFRACT_") {
+                command.env_remove(name);
+            }
+        }
+        command.env("XRAY_LOG_DIRECTORY", self.logs).envs(variables.iter().copied());
         self.engine.finish(command)
     }
 }

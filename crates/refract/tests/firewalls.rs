@@ -255,6 +255,45 @@ fn an_uninstall_that_cannot_use_iptables_says_where_it_can() -> Result<()> {
 }
 
 #[test]
+fn an_uninstall_for_which_iptables_is_broken_says_what_stays_and_what_to_do() -> Result<()> {
+    let scene = Scene::new()?;
+    stop(scene.start(&[IPTABLES])?)?;
+    let uninstall = [env!("CARGO_BIN_EXE_refract"), "uninstall"];
+    // Every program of iptables that it would look for ends at once, and says nothing.
+    let broken = "mount -t tmpfs none /usr/sbin
+                  for name in iptables ip6tables iptables-nft ip6tables-nft iptables-legacy \
+                      ip6tables-legacy; do
+                      printf '#!/bin/sh\\nexit 1\\n' >/usr/sbin/$name
+                      chmod 755 /usr/sbin/$name
+                  done
+                  exec \"$0\" \"$@\"";
+    let wrapper = ["--mount", "sh", "-ec", broken];
+    let refused = scene.run("unshare", &[&wrapper[..], &uninstall].concat())?;
+    refused.is_refusal(&[
+        "it ended with exit status: 1: it did not say why; so the rule that looks up refract's sets \
+         is still there, and so are they",
+        "mend iptables, or name one that works with --iptables=PATH",
+    ]);
+    assert!(!refused.err.contains("--firewall"), "{refused:?}");
+    assert_eq!(our_rules(&scene, "iptables")?.len(), 4);
+    assert!(scene.shell("ipset list -name")?.contains(SET));
+    // The remedy that was said.
+    let works = scene.lab.path("works").display().to_string();
+    scene.shell(&format!(
+        "mkdir {works}; cp /usr/sbin/xtables-nft-multi {works}
+         for tool in iptables ip6tables; do
+             for name in $tool $tool-restore $tool-save; do
+                 ln -s xtables-nft-multi {works}/$name
+             done
+         done"
+    ))?;
+    let named = format!("--iptables={works}/iptables");
+    let removed = scene.run("unshare", &[&wrapper[..], &uninstall, &[&named]].concat())?;
+    assert_eq!(removed.status, Some(0), "{removed:?}");
+    assert_no_iptables(&scene)
+}
+
+#[test]
 fn without_an_iptables_on_the_machine_auto_takes_nftables() -> Result<()> {
     let scene = Scene::new()?;
     let daemon = scene.start_under(&WITHOUT_IPTABLES, &[AUTO])?;

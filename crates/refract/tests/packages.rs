@@ -28,6 +28,7 @@ use support::{
     LabError, Result, eventually,
     guide::Guide,
     lab::{Host, Lab, SERVER_V4},
+    nft_table,
     proxy::{ALICE, BOB, Device, Program, Protocol, ProxyServer, REQUEST_BOUND, User},
     witness,
 };
@@ -232,7 +233,9 @@ fn an_operator_installs_runs_upgrades_removes_and_purges_it() -> Result<()> {
         scene.remove()?;
         scene.purge_halfway_through_an_upgrade()?;
         scene.purge()?;
+        scene.purge_with_nftables()?;
         scene.purge_while_the_user_is_at_work()?;
+        scene.purge_leaves_a_user_that_it_has_not_made()?;
         scene.rpm()
     };
     let told = panic::catch_unwind(AssertUnwindSafe(story));
@@ -603,6 +606,23 @@ impl Scene<'_> {
         Ok(())
     }
 
+    /// The other firewall leaves nothing either.
+    fn purge_with_nftables(&self) -> Result<()> {
+        let machine = self.machine;
+        machine.run(
+            "apt-get install -y -q /packages/refract_1.0.1_$(dpkg --print-architecture).deb
+             echo REFRACT_FIREWALL=nftables >>/etc/default/refract
+             systemctl start refract",
+        )?;
+        self.is_active()?;
+        assert!(nft_table::exists(self.lab.server())?);
+        assert_eq!(witness::sets(self.lab.server())?, [""; 0]);
+        let said = machine.run("apt-get purge -y -q refract")?;
+        assert!(said.contains("deleted the table inet refract"), "{said}");
+        kernel_has_nothing(self.lab.server())?;
+        self.package_is_gone()
+    }
+
     /// A user of whom a process runs cannot be removed, and the package goes all the same.
     fn purge_while_the_user_is_at_work(&self) -> Result<()> {
         let machine = self.machine;
@@ -624,6 +644,20 @@ impl Scene<'_> {
         eventually("the user to be free", SYSTEMD_BOUND, || {
             Ok(machine.succeeds("userdel refract")?.then_some(()))
         })
+    }
+
+    /// Somebody of that name logs in here: his account is not the package's to take away.
+    fn purge_leaves_a_user_that_it_has_not_made(&self) -> Result<()> {
+        let machine = self.machine;
+        machine.run(
+            "useradd --create-home --home-dir /home/somebody --shell /bin/sh refract
+             apt-get install -y -q /packages/refract_1.0.1_$(dpkg --print-architecture).deb",
+        )?;
+        let said = machine.run("apt-get purge -y -q refract 2>&1")?;
+        assert!(said.contains("refract: the user refract stays, which this package"), "{said}");
+        self.package_is_gone()?;
+        machine.run("id refract && test -d /home/somebody && getent group refract")?;
+        machine.run("userdel --remove refract").map(drop)
     }
 
     /// Neither dpkg nor the file system has anything left of it.
@@ -671,9 +705,15 @@ impl Scene<'_> {
         )?;
         self.is_active()?;
         kernel_has_nothing(self.lab.server())?;
-        let sets = machine.run("nsenter --net=/run/netns/xray ipset list -name")?;
-        assert!(sets.contains(BANNED), "{sets}");
-        Ok(())
+        let sets = || machine.run("nsenter --net=/run/netns/xray ipset list -name");
+        assert!(sets()?.contains(BANNED));
+        // Another namespace gets the name.
+        let before = self.process()?;
+        machine.run("ip netns delete xray; ip netns add xray")?;
+        self.comes_again(before)?;
+        self.journal_says("the network namespace /run/netns/xray is", 1)?;
+        assert!(sets()?.contains(BANNED));
+        kernel_has_nothing(self.lab.server())
     }
 
     fn bans_are_kept(&self) -> Result<()> {
@@ -742,6 +782,7 @@ fn traces(machine: &Machine<'_>) -> Result<String> {
 
 fn kernel_has_nothing(server: &Host) -> Result<()> {
     assert_eq!(witness::sets(server)?, [""; 0]);
+    assert!(!nft_table::exists(server)?, "there is a table of nftables");
     for tool in ["iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"]
     {
         let rules = server.output(tool, &[])?;

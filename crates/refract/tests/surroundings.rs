@@ -90,6 +90,26 @@ fn rights_over_another_network_than_this_ones_are_none() -> Result<()> {
 }
 
 #[test]
+fn commands_that_hold_a_right_which_does_not_count_here_say_where_it_would() -> Result<()> {
+    let scene = Scene::new()?;
+    for (arguments, act) in [
+        (&["list"][..], "listing bans"),
+        (&["unban", "198.51.100.12"], "lifting bans"),
+        (&["unban", "--all"], "lifting bans"),
+        (&["uninstall"], "removing rules and sets"),
+    ] {
+        // Root of a user namespace of its own, in a network namespace that is not that one's.
+        let mut command = daemon::command(Path::new("unshare"), &["--user", "--map-root-user"]);
+        command.arg(REFRACT).args(arguments);
+        let refused = scene.lab.server().finish(command)?;
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let sentence = format!("{act} is not permitted here, although CAP_NET_ADMIN is held");
+        is_one_sentence(&refused, &[&sentence, "in the user namespace that owns this network"]);
+    }
+    Ok(())
+}
+
+#[test]
 fn doctor_calls_no_firewall_good_that_nobody_may_speak_to() -> Result<()> {
     let scene = Scene::new()?;
     let doctor = |wrapper: &[&str], firewall: &str| -> Result<String> {

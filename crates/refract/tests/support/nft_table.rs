@@ -84,6 +84,20 @@ pub(crate) fn packets_dropped(host: &Host, set: &str) -> Result<u64> {
     Ok(objects(host, "rule")?.iter().filter(|rule| looked_up(rule)).filter_map(packets).sum())
 }
 
+/// The first rule of the table's chain for what comes in, as `nft` prints it, where that leads to a
+/// look into what corresponds to `set`.
+pub(crate) fn rule_for(host: &Host, set: &str) -> Result<Option<String>> {
+    if !exists(host)? {
+        return Ok(None);
+    }
+    let listing = host.output("nft", &["list", "table", "inet", "refract"])?;
+    let looked_up = format!("@{} ", set.trim_start_matches("refract_"));
+    let mut lines = listing.lines().map(str::trim);
+    let hooked = lines.any(|line| line.starts_with("type filter hook input "));
+    let first = lines.next().filter(|line| hooked && line.contains(" jump banned "));
+    Ok(first.filter(|_| listing.contains(&looked_up)).map(str::to_owned))
+}
+
 /// Each member with the seconds that it has left.
 fn elements(host: &Host, set: &str) -> Result<Vec<(String, u64)>> {
     let mut elements = Vec::new();

@@ -86,6 +86,17 @@ pub(crate) fn input_rules(host: &Host, family: &IpAddr) -> Result<String> {
     host.output(tool, &["-S", "INPUT"])
 }
 
+/// The rule that shuts the members of `set` out, if it is the first that their packets meet: in INPUT,
+/// or in the table.
+pub(crate) fn rule_for(host: &Host, set: &str) -> Result<Option<String>> {
+    if nft_table::has(set) {
+        return nft_table::rule_for(host, set);
+    }
+    let tool = if set.ends_with('6') { "ip6tables" } else { "iptables" };
+    let first = rules_of(host, tool)?.into_iter().next();
+    Ok(first.filter(|rule| rule.contains(&format!("--match-set {set} src -j DROP"))))
+}
+
 /// How many packets the rules that name `set` have dropped.
 pub(crate) fn packets_dropped(host: &Host, set: &str) -> Result<u64> {
     if nft_table::has(set) {
