@@ -9,6 +9,7 @@
 //! | room | what it does |
 //! |---|---|
 //! | `claims` | what lines claim and the kernel confirms becomes a connection with an owner, until it closes |
+//! | `spared` | who became exempt is let go of |
 //! | `connections` | which connections are open, and whose each is |
 //! | `presence` | one user at one source: arrival, moves, what was begun and asked |
 //! | `occupant` | one user: his presences, ranked, and what is to be looked at |
@@ -33,6 +34,7 @@ mod occupant;
 mod presence;
 mod round;
 mod sentence;
+mod spared;
 mod standing;
 
 use std::{sync::Arc, time::Duration};
@@ -93,8 +95,8 @@ pub struct Counters {
     pub tainted: u64,
     /// Claims for a connection that a `rejected` line had named.
     pub refused: u64,
-    /// Claims for a connection that is older than this run and that nobody owned at its start, or
-    /// whose owner's source had to make room for another.
+    /// Claims for a connection that is older than this run and that nobody owned at its start, whose
+    /// owner's source had to make room for another, or whose address was exempt for a while.
     pub older: u64,
     /// Claims for a connection of another user: it carries several, and is evidence no more.
     pub carriers: u64,

@@ -28,7 +28,7 @@ use crate::{
     neighbours::{Company, NEIGHBOURS_PER_USER, Neighbours},
     policy::{Action, Policy},
     sessions::{Arrival, Renewal, Ruling, Session, Sessions, note_interval},
-    sighting::{Sighting, Transport},
+    sighting::{Peer, Sighting, Transport},
     tags::Tags,
     verdict::{Eviction, Evidence, Measure, Offender, Restraint, Verdict},
 };
@@ -94,6 +94,13 @@ impl Roster {
     /// Lives by other rules from now on; who is where is kept.
     pub fn set_rules(&mut self, policy: Policy, accounts: Arc<Accounts>) {
         (self.policy, self.accounts) = (policy, accounts);
+    }
+
+    /// From now on nobody holds a place at an address for which `is_exempt` holds. Lines from there
+    /// are not to be brought here any more.
+    pub fn spare(&mut self, is_exempt: impl Fn(&Peer) -> bool) {
+        let everybody = self.users.len();
+        self.users.sweep(everybody, |sessions| sessions.spare(&is_exempt));
     }
 
     /// Takes one sighting, read at `now`, and says what follows from it.

@@ -487,7 +487,9 @@ impl Daemon {
         };
         match looked {
             Ok(networks) => {
-                settle_host(&mut self.judge.exemptions, &networks);
+                if settle_host(&mut self.judge.exemptions, &networks) {
+                    self.judge.spare_exempt();
+                }
                 self.witness.refresh(&networks.addresses, &self.settings.flags.dport);
                 self.enforcer.endpoints.refresh(&networks.addresses, &self.settings.flags.dport);
             }

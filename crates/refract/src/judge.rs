@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use refract_core::{
-    Accounts, Batch, Brakes, Claim, Eviction, Evidence, Exemptions, Found, Moment, Occupancy, Peer,
-    Policy, Rejection, Roster, Sighting, Taint, Transport, Verdict,
+    Accounts, Batch, Brakes, Claim, Eviction, Evidence, Exemptions, Found, Moment, Network,
+    Occupancy, Peer, Policy, Rejection, Roster, Sighting, Taint, Transport, Verdict,
     access::{hidden_sighting, parse, refused_peer},
 };
 
@@ -98,6 +98,22 @@ impl Judge {
     pub fn set_rules(&mut self, policy: Policy, accounts: Arc<Accounts>) {
         self.roster.set_rules(policy, Arc::clone(&accounts));
         self.occupancy.set_rules(policy, accounts);
+    }
+
+    /// Replaces the operator's allow list. Who is on it now holds no place any more.
+    pub fn set_allowed(&mut self, allowed: Vec<Network>) {
+        if self.exemptions.set_allowed(allowed) {
+            self.spare_exempt();
+        }
+    }
+
+    /// Lets go of everybody at an address that is exempt by now.
+    pub fn spare_exempt(&mut self) {
+        let Self { roster, occupancy, exemptions, .. } = self;
+        let is_exempt = |peer: &Peer| exemptions.reason(peer.address).is_some();
+        roster.spare(is_exempt);
+        occupancy.spare(is_exempt);
+        self.missed.retain(|missed| !is_exempt(&missed.peer));
     }
 
     /// Takes one line, without its newline, that was read at `now`.
@@ -385,6 +401,31 @@ mod tests {
         assert_eq!(judge.verdicts.len(), 0);
         assert_eq!((judge.counters.lines, judge.counters.sightings), (5, 2));
         assert_eq!(judge.counters.reasons(), "no_timestamp=1 allow_list=1 other_transport=1");
+    }
+
+    #[test]
+    fn who_is_allowed_by_now_holds_no_place_on_either_evidence() {
+        for grade in [Evidence::Log, Evidence::Kernel] {
+            let mut judge = judge(true, false);
+            judge.grade = grade;
+            let mut look_up = |peer: Peer| {
+                let local = "203.0.113.1:443".parse().unwrap();
+                let link = Link { peer, local, interface: 0, cookie: u64::from(peer.port) };
+                Some(Found { link, sample: Some(Sample::default()) })
+            };
+            let mut take = |judge: &mut Judge, peer: &str| {
+                judge.take(line(peer).as_bytes(), Moment::default(), &mut look_up);
+                judge.decide();
+                judge.evictions().len()
+            };
+            assert_eq!(take(&mut judge, "198.51.100.1:1"), 0);
+            assert_eq!(judge.users(), 1);
+            judge.set_allowed(vec!["198.51.100.1/32".parse().unwrap()]);
+            assert_eq!((judge.users(), judge.occupancy.owned()), (0, 0));
+            assert_eq!(take(&mut judge, "198.51.100.1:1"), 0);
+            assert_eq!(take(&mut judge, "198.51.100.2:2"), 0, "nobody else is counted");
+            assert_eq!(judge.users(), 1);
+        }
     }
 
     #[test]

@@ -172,7 +172,7 @@ impl Occupancy {
     }
 
     /// Takes the connection of `peer` away from its owner; `owner` says what it is from here on.
-    fn disown_as(&mut self, peer: Peer, owner: Owner) {
+    pub(super) fn disown_as(&mut self, peer: Peer, owner: Owner) {
         let Some(connection) = self.connections.get_mut(peer) else { return };
         let source = connection.source;
         if let Owner::User(before) = std::mem::replace(&mut connection.owner, owner)

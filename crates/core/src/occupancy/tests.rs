@@ -3,6 +3,7 @@
 
 mod house;
 mod scenarios;
+mod spared;
 
 use self::house::{House, at};
 use super::*;

@@ -368,6 +368,8 @@ fn recall(judge: &mut Judge, flags: &Flags, clock: &Clock) {
             for standing in &standings {
                 judge.occupancy.restore(standing, now);
             }
+            // The allow list may be another than that run's.
+            judge.spare_exempt();
             if count > 0 {
                 info!(standings = count, "who was where first is remembered");
             }
@@ -379,8 +381,8 @@ fn recall(judge: &mut Judge, flags: &Flags, clock: &Clock) {
     }
 }
 
-/// Takes over what this host's own addresses and gateways are now.
-pub(crate) fn settle_host(exemptions: &mut Exemptions, networks: &HostNetworks) {
+/// Takes over what this host's own addresses and gateways are now; `true` when they are others.
+pub(crate) fn settle_host(exemptions: &mut Exemptions, networks: &HostNetworks) -> bool {
     let own = networks
         .addresses
         .iter()
@@ -389,7 +391,7 @@ pub(crate) fn settle_host(exemptions: &mut Exemptions, networks: &HostNetworks) 
             networks.networks.iter().map(|(address, prefix)| Network::covering(*address, *prefix)),
         )
         .collect();
-    exemptions.set_host(own, networks.gateways.clone());
+    exemptions.set_host(own, networks.gateways.clone())
 }
 
 /// A socket that becomes readable when one of `signals` arrives.
