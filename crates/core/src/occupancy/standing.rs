@@ -1,8 +1,9 @@
 //! What is remembered across restarts: who was first seen where, and who is reset on sight.
 //!
-//! Takes and gives [`Standing`]s, a bounded number at a time. It writes no file.
+//! Takes and gives [`Standing`]s, a bounded number at a time. It writes no file, and believes none
+//! that tells of the future: the clock may have been set back since it was written.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{Occupancy, occupant::Occupant, presence::Presence};
 use crate::{moment::Moment, network::Source, sighting::Peer};
@@ -52,6 +53,7 @@ impl Occupancy {
 
     /// Takes over what an earlier run remembered. Moments are on this run's clock.
     pub fn restore(&mut self, standing: &Standing, now: Moment) {
+        let standing = standing.believed(self.policy.timeout(), now);
         if now.saturating_since(standing.last_move) >= self.policy.forget_after() {
             return;
         }
@@ -84,5 +86,52 @@ impl Standing {
     #[must_use]
     pub fn is_ordered(&self, now: Moment) -> bool {
         now < self.ordered_until
+    }
+
+    /// What can be true of it at `now`: nothing was seen later, and no order lasts longer than one
+    /// that is given now, for `timeout`.
+    fn believed(&self, timeout: Duration, now: Moment) -> Self {
+        Self {
+            first_seen: self.first_seen.min(now),
+            arrival: self.arrival.min(now),
+            last_move: self.last_move.min(now),
+            ordered_until: self.ordered_until.min(now.saturating_add(timeout)),
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: u64) -> Moment {
+        Moment::from_nanos(second * 1_000_000_000)
+    }
+
+    #[test]
+    fn nothing_is_believed_that_is_later_than_now_or_lasts_longer_than_an_order_given_now() {
+        let standing = |[first_seen, arrival, last_move, ordered_until]: [u64; 4]| Standing {
+            identity: (*b"alice").into(),
+            shown_as: (*b"Alice").into(),
+            source: Source::of([198, 51, 100, 7].into(), 32, 64),
+            first_seen: at(first_seen),
+            arrival: at(arrival),
+            last_move: at(last_move),
+            ordered_until: at(ordered_until),
+        };
+        for (written, believed) in [
+            ([100, 200, 300, 0], [100, 200, 300, 0]),
+            ([100, 200, 300, 1_050], [100, 200, 300, 1_050]),
+            ([1_000, 1_000, 1_000, 1_060], [1_000, 1_000, 1_000, 1_060]),
+            // Written while the clock was ahead.
+            ([100, 200, 1_001, 1_061], [100, 200, 1_000, 1_060]),
+            ([100, 4_700, 4_900, 4_960], [100, 1_000, 1_000, 1_060]),
+            ([4_600, 4_700, 4_900, 4_960], [1_000, 1_000, 1_000, 1_060]),
+            ([u64::MAX / 1_000_000_000; 4], [1_000, 1_000, 1_000, 1_060]),
+        ] {
+            let told = standing(written).believed(Duration::from_mins(1), at(1_000));
+            assert_eq!(told, standing(believed), "{written:?}");
+        }
     }
 }

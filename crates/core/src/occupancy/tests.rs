@@ -2,6 +2,7 @@
 //! `tests/evidence`.
 
 mod house;
+mod restart;
 mod scenarios;
 mod spared;
 
