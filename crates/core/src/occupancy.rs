@@ -16,6 +16,7 @@
 //! | `round` | the looks at the end of one slot, one after the other |
 //! | `sentence` | who goes, and how far one may go against him |
 //! | `standing` | what is remembered across restarts |
+//! | `visits` | who else was where, by name, for another run |
 //!
 //! **What a forged line can do.** It names a peer. If the kernel has no such connection, nothing. If
 //! it is a stranger's, the stranger's own line makes it a carrier of several users, which is nobody's
@@ -25,8 +26,8 @@
 //! **Bounds.** Users (the longest silent of sixteen goes, unless it has connections open), the
 //! sources of each (the longest silent one, those without connections first, and never the most senior
 //! of a family; connections that it had are nobody's from then on),
-//! connections (none goes; what does not fit is not taken), who is at which source (the longest
-//! silent of sixteen).
+//! connections (none goes; what does not fit is not taken), who is at which source, and who visited
+//! which (the longest silent of sixteen).
 
 mod claims;
 mod connections;
@@ -36,6 +37,7 @@ mod round;
 mod sentence;
 mod spared;
 mod standing;
+mod visits;
 
 use std::{sync::Arc, time::Duration};
 
@@ -45,6 +47,7 @@ use self::{
     occupant::{Occupant, Watch},
     presence::{Measures, Presence},
     round::Round,
+    visits::Visits,
 };
 use crate::{
     accounts::{Accounts, Places},
@@ -133,6 +136,7 @@ pub struct Occupancy {
     occupants: Bounded<Arc<[u8]>, Occupant>,
     connections: Connections,
     neighbours: Neighbours,
+    visits: Visits,
     tags: Tags,
     round: Round,
     /// Verdicts fall from here on.
@@ -162,6 +166,7 @@ impl Occupancy {
                 policy.forget_after(),
                 policy.shared_source_users(),
             ),
+            visits: Visits::new(visits::CAPACITY),
             tags: Tags::default(),
             round: Round::default(),
             verdicts_from: Moment::default(),
@@ -325,6 +330,7 @@ impl Occupancy {
             self.renew_neighbours(now);
         }
         self.neighbours.sweep(SWEPT_PER_TICK, now);
+        self.visits.sweep(SWEPT_PER_TICK, keep_for, now);
     }
 
     /// What was counted so far.
@@ -412,9 +418,10 @@ impl Occupancy {
 
     /// Whoever has a connection open is at its source, however long ago he opened it.
     fn renew_neighbours(&mut self, now: Moment) {
-        let Self { connections, occupants, neighbours, .. } = self;
+        let Self { connections, occupants, neighbours, visits, .. } = self;
         for (owner, source) in connections.owned() {
             neighbours.note(source, occupants.hash_of::<[u8]>(owner), now);
+            visits.renew(owner, source, now);
         }
     }
 

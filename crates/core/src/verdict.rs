@@ -213,8 +213,8 @@ pub enum Restraint {
     /// Another user was seen there within [`Policy::forget_after`](crate::Policy::forget_after):
     /// a carrier's NAT, an office, a relay.
     SharedSource,
-    /// The memory of who was seen where ran over within that time, so nobody can say whether
-    /// others are there.
+    /// The memory of who was seen where ran over, or was lost, within that time, so nobody can say
+    /// whether others are there.
     UnknownNeighbours,
     /// So many users are at the source that it is a proxy of its own.
     Proxy,

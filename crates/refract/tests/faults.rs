@@ -535,8 +535,9 @@ fn a_state_file_that_is_broken_or_somebody_elses_is_said_once_and_harms_nobody()
         let sidecar = Sidecar::start_asking(&stage.lab, &[])?;
         let said = sidecar.wait_for_message("cannot read the state file")?;
         assert!(said.contains("refract.state"), "{said}");
+        // Whose neighbours they are is not known any more.
         let record = stage.sharers_are_cut(&sidecar, "sharer")?;
-        assert_eq!(record.action, "ban");
+        assert_eq!((&*record.action, &*record.reason), ("kill", "unknown_neighbours"));
         assert_eq!(sidecar.messages().matches("cannot read the state file").count(), 1);
         sidecar.stop()?;
         if broken == "link" {

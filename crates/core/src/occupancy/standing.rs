@@ -1,4 +1,5 @@
-//! What is remembered across restarts: who was first seen where, and who is reset on sight.
+//! What is remembered across restarts: who was first seen where, who else was there, and who is reset
+//! on sight.
 //!
 //! Takes and gives [`Standing`]s, a bounded number at a time. It writes no file, and believes none
 //! that tells of the future: the clock may have been set back since it was written.
@@ -25,6 +26,9 @@ pub struct Standing {
     pub last_move: Moment,
     /// Until when new connections of his from there are reset on sight.
     pub ordered_until: Moment,
+    /// He was only seen there, with no place of his own: to others he is a neighbour, and to nobody
+    /// anything else.
+    pub is_visit: bool,
 }
 
 impl Occupancy {
@@ -32,6 +36,12 @@ impl Occupancy {
     /// it begins anew. Users who come or go meanwhile may be missing or double.
     pub fn standings(&mut self, count: usize) -> Vec<Standing> {
         let start = self.exported;
+        let users = self.occupants.len();
+        if let Some(start) = start.checked_sub(users) {
+            let end = start.saturating_add(count);
+            self.exported = if start >= self.visits.len() { 0 } else { users + end };
+            return self.visits.slice(start, count).map(visit).collect();
+        }
         let standings: Vec<Standing> = self
             .occupants
             .slice(start, count)
@@ -44,11 +54,27 @@ impl Occupancy {
                     arrival: presence.arrival,
                     last_move: presence.last_seen(),
                     ordered_until: presence.ordered_until,
+                    is_visit: false,
                 })
             })
             .collect();
-        self.exported = if start >= self.occupants.len() { 0 } else { start.saturating_add(count) };
+        self.exported = start.saturating_add(count).min(users);
         standings
+    }
+
+    /// Until when somebody may have been at a source without another run being told of it, if the
+    /// latest of the standings that are left out is from `left_out`.
+    #[must_use]
+    pub fn untold_until(&self, left_out: Option<Moment>) -> Moment {
+        let lost = self.visits.lost().max(left_out);
+        let lost = lost.map(|lost| lost.saturating_add(self.policy.forget_after()));
+        self.neighbours.forgetful_until().max(lost.unwrap_or_default())
+    }
+
+    /// Who was where before is not known, or not all of it, and somebody who was is remembered until
+    /// `until`: before that nobody is known to be alone at a source.
+    pub fn doubt_neighbours(&mut self, until: Moment, now: Moment) {
+        self.neighbours.doubt(until.min(now.saturating_add(self.policy.forget_after())));
     }
 
     /// Takes over what an earlier run remembered. Moments are on this run's clock.
@@ -60,11 +86,15 @@ impl Occupancy {
         // The prefix of a source may have changed with the settings.
         let source = self.policy.source(standing.source.network().address());
         if source != standing.source {
-            return;
+            let forgotten = standing.last_move.saturating_add(self.policy.forget_after());
+            return self.doubt_neighbours(forgotten, now);
         }
         let identity: Arc<[u8]> = (*standing.identity).into();
         let hash = self.occupants.hash_of::<[u8]>(&identity);
-        self.neighbours.note(source, hash, standing.last_move);
+        self.neighbours.recall(source, hash, standing.last_move);
+        if standing.is_visit {
+            return self.visits.note(&identity, source, standing.last_move);
+        }
         let places = self.places_of(&identity).unwrap_or(self.policy.places());
         let most = self.policy.with_places(places).sources_per_user();
         let made = self.occupants.get_or_insert_unless_full(identity, Occupant::new);
@@ -78,6 +108,19 @@ impl Occupancy {
         presence.restore(standing.first_seen, standing.arrival, standing.last_move);
         presence.ordered_until = standing.ordered_until;
         occupant.insert(presence);
+    }
+}
+
+fn visit((user, source, seen): (&Arc<[u8]>, Source, Moment)) -> Standing {
+    Standing {
+        identity: (**user).into(),
+        shown_as: (**user).into(),
+        source,
+        first_seen: seen,
+        arrival: seen,
+        last_move: seen,
+        ordered_until: Moment::default(),
+        is_visit: true,
     }
 }
 
@@ -119,6 +162,7 @@ mod tests {
             arrival: at(arrival),
             last_move: at(last_move),
             ordered_until: at(ordered_until),
+            is_visit: false,
         };
         for (written, believed) in [
             ([100, 200, 300, 0], [100, 200, 300, 0]),

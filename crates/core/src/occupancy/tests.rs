@@ -482,6 +482,7 @@ fn what_a_phone_left_behind_is_nobody_after_a_restart_either() {
                 arrival: at(seen),
                 last_move: at(start - 100),
                 ordered_until: Moment::default(),
+                is_visit: false,
             };
             if remembered {
                 house.occupancy.restore(&standing, at(start));

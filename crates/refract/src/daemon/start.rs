@@ -13,7 +13,9 @@ use std::{
     time::Instant,
 };
 
-use refract_core::{Brakes, Evidence, Exemptions, Network, Places, Policy, Terms as PolicyTerms};
+use refract_core::{
+    Brakes, Evidence, Exemptions, Moment, Network, Places, Policy, Terms as PolicyTerms,
+};
 use refract_kernel::{
     ban::LONGEST_TIMEOUT,
     host::{HostEvents, HostNetworks},
@@ -44,7 +46,7 @@ use crate::{
     privilege,
     repeats::Repeats,
     sandbox::{Needs, Sandbox},
-    state::{self, StateFile},
+    state::{self, Memory, StateFile},
     supervisor::Supervisor,
     tail::{LogTarget, Tail},
     telemetry::Telemetry,
@@ -361,23 +363,27 @@ pub(super) fn rules(flags: &Flags) -> Result<(Policy, Terms), Error> {
 /// Takes over what an earlier run remembered.
 fn recall(judge: &mut Judge, flags: &Flags, clock: &Clock) {
     let path = flags.state_path();
-    match state::load(&path, clock) {
-        Ok(standings) => {
-            let now = clock.moment(Instant::now());
-            let count = standings.len();
-            for standing in &standings {
-                judge.occupancy.restore(standing, now);
-            }
-            // The allow list may be another than that run's.
-            judge.spare_exempt();
-            if count > 0 {
-                info!(standings = count, "who was where first is remembered");
-            }
+    let now = clock.moment(Instant::now());
+    let memory = match state::load(&path, clock) {
+        Ok(memory) => memory.unwrap_or_default(),
+        Err(error) => {
+            warn!(
+                "cannot read the state file {}: {error}; who was where first is not remembered, and \
+                 as nobody is known to be alone at an address, offenders are disconnected but not \
+                 banned for a day (unless with --action=ban)",
+                printable(path.as_os_str().as_encoded_bytes())
+            );
+            Memory { unknown_until: Moment::from_nanos(u64::MAX), ..Memory::default() }
         }
-        Err(error) => warn!(
-            "cannot read the state file {}: {error}; who was where first is not remembered",
-            printable(path.as_os_str().as_encoded_bytes())
-        ),
+    };
+    judge.occupancy.doubt_neighbours(memory.unknown_until, now);
+    for standing in &memory.standings {
+        judge.occupancy.restore(standing, now);
+    }
+    // The allow list may be another than that run's.
+    judge.spare_exempt();
+    if !memory.standings.is_empty() {
+        info!(standings = memory.standings.len(), "who was where first is remembered");
     }
 }
 
