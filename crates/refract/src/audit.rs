@@ -6,6 +6,7 @@
 //! again with each later record, and the same facts are on stderr. How it reads is [`line()`]'s business.
 
 mod format;
+pub mod reading;
 
 use std::{
     fs::{File, OpenOptions},
@@ -52,6 +53,14 @@ impl Action {
             Self::Refrain => "refrain",
             Self::Adopted => "adopted",
         }
+    }
+
+    /// The action that records have by this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Ban, Self::Kill, Self::Flow, Self::Ask, Self::Refrain, Self::Adopted]
+            .into_iter()
+            .find(|action| action.name() == name)
     }
 }
 

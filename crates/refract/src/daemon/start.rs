@@ -202,7 +202,8 @@ impl Daemon {
         match arms.bans.list() {
             Ok(bans) => {
                 let now = Instant::now();
-                for record in adopt::unexplained(&bans, &self.settings.flags.block_log) {
+                let block_log = &self.settings.flags.block_log;
+                for record in adopt::unexplained(&bans, block_log, jiff::Timestamp::now()) {
                     say_block(self.block_log.append(&record));
                 }
                 if !bans.is_empty() {
