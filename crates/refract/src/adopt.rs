@@ -17,7 +17,7 @@ use refract_kernel::{ban::BanTarget, ban_sets::Ban};
 
 use crate::{
     audit::{
-        Action, Record,
+        Action, Outcome, Record,
         reading::{self, Told},
     },
     commands::network_of,
@@ -61,7 +61,7 @@ enum End {
 
 impl Explained {
     fn take(&mut self, told: &Told) {
-        if told.outcome != "ok" {
+        if told.outcome != Outcome::Done.name() {
             return;
         }
         let Ok(end) = told.time.checked_add(told.timeout) else { return };
@@ -121,7 +121,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::audit::{BlockFormat, Outcome, line};
+    use crate::audit::{BlockFormat, line};
 
     fn ban(address: &str, left: u64) -> Ban {
         let address: IpAddr = address.parse().unwrap();

@@ -76,6 +76,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// As records have it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "ok",
+            Self::DryRun => "dry-run",
+            Self::Failed(_) => "failed",
+        }
+    }
+
     /// How something ended in which `troubles` were met.
     #[must_use]
     pub fn of(is_dry_run: bool, troubles: &[String]) -> Self {

@@ -16,10 +16,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use refract_core::{Moment, Network, Occupancy, Source, Standing};
+use jiff::Timestamp;
+use refract_core::{Evidence, Moment, Network, Occupancy, Source, Standing};
 use serde::{Deserialize, Serialize};
 
-use crate::{clock::Clock, escape::printable};
+use crate::{
+    audit::{Outcome, reading},
+    clock::Clock,
+    escape::printable,
+};
 
 /// Standings kept.
 pub const MOST_STANDINGS: usize = 65_536;
@@ -138,6 +143,19 @@ pub fn load(path: &Path, clock: &Clock) -> io::Result<Option<Memory>> {
     Ok(Some(Memory { standings, unknown_until }))
 }
 
+/// Whether there should be a file: the block log has a record of somebody whom a daemon that keeps one
+/// acted upon so lately that it would tell of it at `now`. Where no daemon ever ran there is none.
+#[must_use]
+pub fn is_missed(block_log: &Path, remembered_for: Duration, now: Timestamp) -> bool {
+    let Ok(since) = now.checked_sub(remembered_for) else { return true };
+    reading::latest(block_log).any(|told| {
+        // A dry run keeps none, nor who believes the log.
+        told.time > since
+            && told.evidence == Evidence::Kernel.name()
+            && told.outcome != Outcome::DryRun.name()
+    })
+}
+
 /// The file, as it is kept up to date.
 #[derive(Debug)]
 pub struct StateFile {
@@ -175,7 +193,8 @@ impl StateFile {
             gathered: Vec::new(),
             left_out: None,
             begun: now,
-            gathering: false,
+            // At once, so that a run that ends soon and without warning leaves a file, too.
+            gathering: true,
             writing: Some((contents, thread)),
             written,
             trouble: None,
@@ -324,6 +343,7 @@ mod tests {
     use refract_core::{Accounts, Policy};
 
     use super::*;
+    use crate::audit::{Action, BlockFormat, Record, line};
 
     fn occupancy() -> Occupancy {
         Occupancy::new(Policy::default(), Arc::new(Accounts::default()))
@@ -405,6 +425,30 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_missed_where_the_block_log_tells_of_a_run_that_kept_one() {
+        let (folder, now) = (tempfile::tempdir().unwrap(), Timestamp::now());
+        let path = folder.path().join("block.log");
+        let day = Duration::from_hours(24);
+        assert!(!is_missed(&path, day, now), "the first start of all");
+        let ban = |hours: u64| Record {
+            action: Action::Ban,
+            time: now.checked_sub(Duration::from_hours(hours)).unwrap(),
+            ..Record::of(b"alice".to_vec(), "198.51.100.7".to_owned())
+        };
+        for (what, record, expected) in [
+            ("a ban", ban(23), true),
+            ("a failure", Record { outcome: Outcome::Failed("x".to_owned()), ..ban(1) }, true),
+            ("a ban that is long ago", ban(24), false),
+            ("a dry run", Record { outcome: Outcome::DryRun, ..ban(1) }, false),
+            ("the word of the log", Record { evidence: "log", ..ban(1) }, false),
+            ("an adoption", Record { evidence: "kernel_set", ..ban(1) }, false),
+        ] {
+            std::fs::write(&path, line(&record, BlockFormat::Text)).unwrap();
+            assert_eq!(is_missed(&path, day, now), expected, "{what}");
+        }
+    }
+
+    #[test]
     fn a_place_that_cannot_be_written_is_told_once() {
         let (clock, now) = (Clock::start(), Instant::now());
         let mut file = StateFile::start("/nonexistent/refract.state".into(), clock, now).unwrap();
@@ -422,6 +466,22 @@ mod tests {
             }
         }
         assert_eq!(told.len(), 2, "each write is tried: {told:?}");
+        file.finish(&mut occupancy);
+    }
+
+    #[test]
+    fn the_first_file_is_there_before_anybody_can_be_missed() {
+        let (folder, clock, now) = (tempfile::tempdir().unwrap(), Clock::start(), Instant::now());
+        let path = folder.path().join("refract.state");
+        let mut file = StateFile::start(path.clone(), clock, now).unwrap();
+        let mut occupancy = occupancy();
+        assert_eq!(file.tick(&mut occupancy, now + Duration::from_secs(1)), None);
+        file.written.recv_timeout(Duration::from_secs(5)).unwrap().unwrap();
+        assert!(load(&path, &clock).unwrap().unwrap().standings.is_empty());
+        for second in 2..10 {
+            assert_eq!(file.tick(&mut occupancy, now + Duration::from_secs(second)), None);
+        }
+        assert!(file.written.try_recv().is_err(), "and the next one ten seconds later");
         file.finish(&mut occupancy);
     }
 

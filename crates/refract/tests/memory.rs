@@ -66,3 +66,26 @@ fn who_is_allowed_by_now_costs_nobody_else_his_place() -> Result<()> {
     office.wait_for_answers()?;
     sidecar.stop()
 }
+
+#[test]
+fn where_the_state_file_is_gone_nobody_is_known_to_be_alone() -> Result<()> {
+    let stage = Stage::new()?;
+    let remembered = stage.lab.path("refract.state");
+    for (user, expected) in [
+        // Nothing is missed at the first start of all.
+        ("first", ("ban", "overlap")),
+        ("second", ("kill", "unknown_neighbours")),
+    ] {
+        let sidecar = start(&stage, "")?;
+        let record = stage.sharers_are_cut(&sidecar, user)?;
+        assert_eq!(told(&record), expected);
+        assert_eq!(sidecar.messages().contains("refract.state is gone"), user == "second");
+        sidecar.stop()?;
+        if user == "first" {
+            stage.lab.server().output(env!("CARGO_BIN_EXE_refract"), &["unban", "--all"])?;
+            fs::remove_file(&remembered)
+                .map_err(LabError::while_trying("remove the state file"))?;
+        }
+    }
+    Ok(())
+}

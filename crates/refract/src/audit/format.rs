@@ -47,11 +47,10 @@ fn text(record: &Record) -> String {
         }
     }
     let inbound = record.inbound.as_deref().map_or_else(|| "-".to_owned(), quoted);
-    let outcome = match &record.outcome {
-        Outcome::Done => "ok".to_owned(),
-        Outcome::DryRun => "dry-run".to_owned(),
-        Outcome::Failed(sentence) => format!("failed error={}", quoted(sentence.as_bytes())),
-    };
+    let mut outcome = record.outcome.name().to_owned();
+    if let Outcome::Failed(sentence) = &record.outcome {
+        let _ = write!(outcome, " error={}", quoted(sentence.as_bytes()));
+    }
     if let Some(proof) = &record.proof {
         let _ = write!(line, " slot={}ms", proof.slot.as_millis());
         let exhibits: Vec<_> = proof.exhibits.iter().map(exhibit).collect();
@@ -124,11 +123,7 @@ fn json(record: &Record) -> String {
             .as_ref()
             .map(|proof| proof.exhibits.iter().map(WireExhibit::from).collect()),
         repeats: record.repeats,
-        outcome: match &record.outcome {
-            Outcome::Done => "ok",
-            Outcome::DryRun => "dry-run",
-            Outcome::Failed(_) => "failed",
-        },
+        outcome: record.outcome.name(),
         error: match &record.outcome {
             Outcome::Failed(sentence) => Some(printable(sentence.as_bytes())),
             Outcome::Done | Outcome::DryRun => None,

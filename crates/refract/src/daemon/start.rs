@@ -13,6 +13,7 @@ use std::{
     time::Instant,
 };
 
+use jiff::Timestamp;
 use refract_core::{
     Brakes, Evidence, Exemptions, Moment, Network, Places, Policy, Terms as PolicyTerms,
 };
@@ -103,7 +104,7 @@ impl Daemon {
         let census = if grade.wants_kernel() { Some(Census::start(&flags.dport)?) } else { None };
         grade.look(true, started, || witness.has_listener());
         judge.grade = grade.evidence;
-        recall(&mut judge, flags, &clock);
+        recall(&mut judge, flags, &clock, census.is_some());
         let state = if flags.dry_run || census.is_none() {
             None
         } else {
@@ -203,7 +204,7 @@ impl Daemon {
             Ok(bans) => {
                 let now = Instant::now();
                 let block_log = &self.settings.flags.block_log;
-                for record in adopt::unexplained(&bans, block_log, jiff::Timestamp::now()) {
+                for record in adopt::unexplained(&bans, block_log, Timestamp::now()) {
                     say_block(self.block_log.append(&record));
                 }
                 if !bans.is_empty() {
@@ -361,22 +362,30 @@ pub(super) fn rules(flags: &Flags) -> Result<(Policy, Terms), Error> {
     Ok((policy, terms))
 }
 
-/// Takes over what an earlier run remembered.
-fn recall(judge: &mut Judge, flags: &Flags, clock: &Clock) {
+/// Takes over what an earlier run remembered. Where this one keeps a state file, none may be missed.
+fn recall(judge: &mut Judge, flags: &Flags, clock: &Clock, keeps_one: bool) {
     let path = flags.state_path();
     let now = clock.moment(Instant::now());
-    let memory = match state::load(&path, clock) {
-        Ok(memory) => memory.unwrap_or_default(),
-        Err(error) => {
-            warn!(
-                "cannot read the state file {}: {error}; who was where first is not remembered, and \
-                 as nobody is known to be alone at an address, offenders are disconnected but not \
-                 banned for a day (unless with --action=ban)",
-                printable(path.as_os_str().as_encoded_bytes())
-            );
-            Memory { unknown_until: Moment::from_nanos(u64::MAX), ..Memory::default() }
-        }
+    let is_missed = || {
+        let remembered_for = judge.occupancy.policy().forget_after();
+        keeps_one && state::is_missed(&flags.block_log, remembered_for, Timestamp::now())
     };
+    let name = printable(path.as_os_str().as_encoded_bytes());
+    let found = match state::load(&path, clock) {
+        Ok(None) if is_missed() => Err(format!(
+            "the state file {name} is gone, though an earlier run enforced within a day"
+        )),
+        Ok(memory) => Ok(memory.unwrap_or_default()),
+        Err(error) => Err(format!("cannot read the state file {name}: {error}")),
+    };
+    let memory = found.unwrap_or_else(|trouble| {
+        warn!(
+            "{trouble}; who was where first is not remembered, and as nobody is known to be alone at \
+             an address, offenders are disconnected but not banned for a day (unless with \
+             --action=ban)"
+        );
+        Memory { unknown_until: Moment::from_nanos(u64::MAX), ..Memory::default() }
+    });
     judge.occupancy.doubt_neighbours(memory.unknown_until, now);
     for standing in &memory.standings {
         judge.occupancy.restore(standing, now);
