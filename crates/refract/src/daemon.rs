@@ -262,11 +262,7 @@ impl Daemon {
             let now = self.clock.moment(read_at);
             let Self { judge, witness, tail, .. } = self;
             let mut look_up = |peer| witness.look_up(peer, read_at);
-            let oversized = tail.counters().oversized;
-            progress = tail.read_chunk(read_at, |line| judge.take(line, now, &mut look_up));
-            if tail.counters().oversized > oversized {
-                judge.taint.interrupt();
-            }
+            progress = tail.read_chunk(read_at, |line| judge.read(line, now, &mut look_up));
             judge.decide();
             self.obey(read_at);
             if progress != Progress::More {

@@ -11,6 +11,7 @@ use refract_core::{
     Accounts, Batch, Brakes, Claim, Eviction, Evidence, Exemptions, Found, Moment, Network,
     Occupancy, Peer, Policy, Rejection, Roster, Sighting, Taint, Transport, Verdict,
     access::{hidden_sighting, parse, refused_peer},
+    line::Line,
 };
 
 use crate::{
@@ -114,6 +115,25 @@ impl Judge {
         roster.spare(is_exempt);
         occupancy.spare(is_exempt);
         self.missed.retain(|missed| !is_exempt(&missed.peer));
+    }
+
+    /// Takes what was read at `now`: a line, or that one was skipped.
+    pub fn read(&mut self, line: Line<'_>, now: Moment, look_up: LookUp<'_>) {
+        match line {
+            Line::Whole(line) => self.take(line, now, look_up),
+            Line::Skipped => self.taint.interrupt(),
+        }
+    }
+
+    /// The same from before the start, see [`take_back`](Self::take_back).
+    pub fn read_back(&mut self, line: Line<'_>, moment: Moment) -> Option<Missed> {
+        match line {
+            Line::Whole(line) => self.take_back(line, moment),
+            Line::Skipped => {
+                self.taint.interrupt();
+                None
+            }
+        }
     }
 
     /// Takes one line, without its newline, that was read at `now`.
@@ -471,6 +491,38 @@ mod tests {
         take(&mut judge, &line("198.51.100.1:1"));
         take(&mut judge, refused);
         assert!(judge.occupancy.knows_as_refused(peer("198.51.100.1:1")));
+    }
+
+    #[test]
+    fn what_follows_a_line_that_was_skipped_proves_nothing() {
+        let local = "203.0.113.1:443".parse().unwrap();
+        let found = |peer| {
+            let link = Link { peer, local, interface: 0, cookie: 7 };
+            Some(Found { link, sample: Some(Sample::default()) })
+        };
+        let line = line("198.51.100.1:1");
+        let whole = Line::Whole(line.as_bytes());
+        for is_read_back in [false, true] {
+            let mut judge = judge(true, false);
+            judge.grade = Evidence::Kernel;
+            let take = |line, judge: &mut Judge| {
+                if is_read_back {
+                    let _ = judge.read_back(line, Moment::default());
+                } else {
+                    judge.read(line, Moment::default(), &mut |peer| found(peer));
+                }
+                judge.occupancy.owned()
+            };
+            if is_read_back {
+                judge.occupancy.older(&found(peer("198.51.100.1:1")).unwrap(), Moment::default());
+            }
+            assert_eq!(take(Line::Skipped, &mut judge), 0);
+            // A name that is not a name may be this long.
+            for _ in 0..8_400usize.div_ceil(line.len() + 1) {
+                assert_eq!(take(whole, &mut judge), 0);
+            }
+            assert_eq!(take(whole, &mut judge), 1);
+        }
     }
 
     #[test]
