@@ -30,7 +30,7 @@ use crate::{
     sessions::{Arrival, Renewal, Ruling, Session, Sessions, note_interval},
     sighting::{Peer, Sighting, Transport},
     tags::Tags,
-    verdict::{Eviction, Evidence, Measure, Offender, Restraint, Verdict},
+    verdict::{Basis, Eviction, Evidence, Measure, Offender, Restraint, Verdict},
 };
 
 /// What the roster had to let go since it was made.
@@ -218,7 +218,7 @@ impl Roster {
         let (sessions, evicted) = self.users.get_or_insert(user.into(), Sessions::new);
         self.counters.evicted_users += u64::from(evicted.is_some());
         let ruling = sessions.judge(arrival, tag, &policy, now);
-        let Ruling::Evict { ground, offenders } = ruling else { return Verdict::Admit };
+        let Ruling::Evict { ground, offenders, basis } = ruling else { return Verdict::Admit };
         let incumbents = sessions.incumbents(&policy, now);
         Verdict::Evict(Eviction {
             user: sighting.user.into(),
@@ -231,6 +231,7 @@ impl Roster {
             places: policy.places(),
             evidence,
             proof: None,
+            basis: basis.map(|(source, at)| Basis { source, ago: now.saturating_since(at) }),
         })
     }
 

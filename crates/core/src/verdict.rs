@@ -132,6 +132,17 @@ pub struct Eviction {
     pub evidence: Evidence,
     /// The numbers, where the kernel gave any.
     pub proof: Option<Proof>,
+    /// The verdict that it carries on, where it has no numbers of its own.
+    pub basis: Option<Basis>,
+}
+
+/// An earlier verdict on the same user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Basis {
+    /// The source that it hit; of several the most senior.
+    pub source: Source,
+    /// How long ago it fell.
+    pub ago: Duration,
 }
 
 /// The rule that an eviction rests on.

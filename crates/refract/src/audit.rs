@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use refract_core::Proof;
+use refract_core::{Basis, Incumbent, Proof};
 use serde::Serialize;
 
 pub use self::format::{BlockFormat, line};
@@ -132,6 +132,10 @@ pub struct Record {
     pub evidence: &'static str,
     /// The numbers that proved it, if the kernel gave any.
     pub proof: Option<Proof>,
+    /// The verdict that it carries on, where there are no numbers.
+    pub basis: Option<Basis>,
+    /// For how long the places have been held, where there are no numbers that say so.
+    pub held: Vec<Incumbent>,
     /// How many further resets this record stands for, none of which has one of its own.
     pub repeats: u64,
     /// How it ended.
@@ -159,6 +163,8 @@ impl Record {
             settled: Duration::ZERO,
             evidence: "kernel",
             proof: None,
+            basis: None,
+            held: Vec::new(),
             repeats: 0,
             outcome: Outcome::Done,
         }

@@ -58,6 +58,8 @@ struct Wire {
     last_move: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ordered_until: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ordered_at: Option<u64>,
     /// Absent unless it is true.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     is_visit: bool,
@@ -135,6 +137,7 @@ pub fn load(path: &Path, clock: &Clock) -> io::Result<Option<Memory>> {
             arrival: moment(wire.arrival),
             last_move: moment(wire.last_move),
             ordered_until: wire.ordered_until.map_or_else(Moment::default, moment),
+            ordered_at: wire.ordered_at.map(moment),
             is_visit: wire.is_visit,
         })
     };
@@ -314,6 +317,7 @@ fn content(memory: &Memory, clock: &Clock) -> io::Result<Vec<u8>> {
             arrival: micros(standing.arrival),
             last_move: micros(standing.last_move),
             ordered_until: unless_long_ago(standing.ordered_until),
+            ordered_at: standing.ordered_at.map(micros),
             is_visit: standing.is_visit,
         })
         .collect();
@@ -360,6 +364,7 @@ mod tests {
             arrival: moment,
             last_move: moment,
             ordered_until: Moment::default(),
+            ordered_at: None,
             is_visit: false,
         }
     }

@@ -506,6 +506,8 @@ fn who_was_first_and_who_is_reset_on_sight_outlive_a_restart() -> Result<()> {
         it.reason == "on_sight" && it.peers == [again.local()]
     })?;
     assert_eq!((on_sight.source.as_str(), on_sight.killed), ("198.18.3.2", 1));
+    let order = on_sight.rests_on.unwrap();
+    assert!(order.source == "198.18.3.2" && order.ago_ms < 60_000, "{order:?}");
     // Now the second place is used first, and is the junior all the same.
     let mut second = stage.device(&sidecar, [198, 18, 5, 2].into(), "traveller");
     let mut first = stage.device(&sidecar, [198, 18, 5, 1].into(), "traveller");

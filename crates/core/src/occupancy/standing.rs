@@ -26,6 +26,8 @@ pub struct Standing {
     pub last_move: Moment,
     /// Until when new connections of his from there are reset on sight.
     pub ordered_until: Moment,
+    /// When that was ordered.
+    pub ordered_at: Option<Moment>,
     /// He was only seen there, with no place of his own: to others he is a neighbour, and to nobody
     /// anything else.
     pub is_visit: bool,
@@ -54,6 +56,7 @@ impl Occupancy {
                     arrival: presence.arrival,
                     last_move: presence.last_seen(),
                     ordered_until: presence.ordered_until,
+                    ordered_at: presence.ordered_at,
                     is_visit: false,
                 })
             })
@@ -106,7 +109,8 @@ impl Occupancy {
         let peer = Peer { address: source.network().address(), port: 0 };
         let mut presence = Presence::new(source, peer, &standing.shown_as, now);
         presence.restore(standing.first_seen, standing.arrival, standing.last_move);
-        presence.ordered_until = standing.ordered_until;
+        (presence.ordered_at, presence.ordered_until) =
+            (standing.ordered_at, standing.ordered_until);
         occupant.insert(presence);
     }
 }
@@ -120,6 +124,7 @@ fn visit((user, source, seen): (&Arc<[u8]>, Source, Moment)) -> Standing {
         arrival: seen,
         last_move: seen,
         ordered_until: Moment::default(),
+        ordered_at: None,
         is_visit: true,
     }
 }
@@ -139,6 +144,7 @@ impl Standing {
             arrival: self.arrival.min(now),
             last_move: self.last_move.min(now),
             ordered_until: self.ordered_until.min(now.saturating_add(timeout)),
+            ordered_at: self.ordered_at.map(|at| at.min(now)),
             ..self.clone()
         }
     }
@@ -154,25 +160,27 @@ mod tests {
 
     #[test]
     fn nothing_is_believed_that_is_later_than_now_or_lasts_longer_than_an_order_given_now() {
-        let standing = |[first_seen, arrival, last_move, ordered_until]: [u64; 4]| Standing {
-            identity: (*b"alice").into(),
-            shown_as: (*b"Alice").into(),
-            source: Source::of([198, 51, 100, 7].into(), 32, 64),
-            first_seen: at(first_seen),
-            arrival: at(arrival),
-            last_move: at(last_move),
-            ordered_until: at(ordered_until),
-            is_visit: false,
-        };
+        let standing =
+            |[first_seen, arrival, last_move, ordered_until, ordered_at]: [u64; 5]| Standing {
+                identity: (*b"alice").into(),
+                shown_as: (*b"Alice").into(),
+                source: Source::of([198, 51, 100, 7].into(), 32, 64),
+                first_seen: at(first_seen),
+                arrival: at(arrival),
+                last_move: at(last_move),
+                ordered_until: at(ordered_until),
+                ordered_at: Some(at(ordered_at)),
+                is_visit: false,
+            };
         for (written, believed) in [
-            ([100, 200, 300, 0], [100, 200, 300, 0]),
-            ([100, 200, 300, 1_050], [100, 200, 300, 1_050]),
-            ([1_000, 1_000, 1_000, 1_060], [1_000, 1_000, 1_000, 1_060]),
+            ([100, 200, 300, 0, 0], [100, 200, 300, 0, 0]),
+            ([100, 200, 300, 1_050, 990], [100, 200, 300, 1_050, 990]),
+            ([1_000, 1_000, 1_000, 1_060, 1_000], [1_000, 1_000, 1_000, 1_060, 1_000]),
             // Written while the clock was ahead.
-            ([100, 200, 1_001, 1_061], [100, 200, 1_000, 1_060]),
-            ([100, 4_700, 4_900, 4_960], [100, 1_000, 1_000, 1_060]),
-            ([4_600, 4_700, 4_900, 4_960], [1_000, 1_000, 1_000, 1_060]),
-            ([u64::MAX / 1_000_000_000; 4], [1_000, 1_000, 1_000, 1_060]),
+            ([100, 200, 1_001, 1_061, 1_001], [100, 200, 1_000, 1_060, 1_000]),
+            ([100, 4_700, 4_900, 4_960, 4_900], [100, 1_000, 1_000, 1_060, 1_000]),
+            ([4_600, 4_700, 4_900, 4_960, 4_900], [1_000, 1_000, 1_000, 1_060, 1_000]),
+            ([u64::MAX / 1_000_000_000; 5], [1_000, 1_000, 1_000, 1_060, 1_000]),
         ] {
             let told = standing(written).believed(Duration::from_mins(1), at(1_000));
             assert_eq!(told, standing(believed), "{written:?}");

@@ -11,6 +11,7 @@ fn standing(user: &str, peer: &str, seen: u64, ordered_until: u64) -> Standing {
         arrival: at(seen),
         last_move: at(seen),
         ordered_until: at(ordered_until),
+        ordered_at: None,
         is_visit: false,
     }
 }
