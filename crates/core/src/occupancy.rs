@@ -125,6 +125,8 @@ pub struct Counters {
     pub late_slots: u64,
     /// Users dropped before their time because there was no room.
     pub evicted_users: u64,
+    /// Sources whose neighbours were dropped before their time.
+    pub evicted_neighbours: u64,
 }
 
 /// All users who were confirmed somewhere.
@@ -336,7 +338,7 @@ impl Occupancy {
     /// What was counted so far.
     #[must_use]
     pub const fn counters(&self) -> Counters {
-        self.counters
+        Counters { evicted_neighbours: self.neighbours.evicted(), ..self.counters }
     }
 
     /// Users remembered, and connections known to be open.

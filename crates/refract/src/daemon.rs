@@ -381,7 +381,8 @@ impl Daemon {
         let firewall = self.firewall.as_ref();
         let Self { judge, grade, enforcer, witness, sandbox, .. } = self;
         let acting = (enforcer, firewall);
-        for line in status::block(judge, grade, census, acting, witness.lookups, sandbox, at) {
+        let asked = (witness.lookups, self.tail.counters());
+        for line in status::block(judge, grade, census, acting, asked, sandbox, at) {
             info!("status: {line}");
         }
     }

@@ -8,8 +8,9 @@
 use std::sync::Arc;
 
 use refract_core::{
-    Accounts, Batch, Brakes, Claim, Eviction, Evidence, Exemptions, Found, Moment, Network,
-    Occupancy, Peer, Policy, Rejection, Roster, Sighting, Taint, Transport, Verdict,
+    Accounts, Batch, Brakes, Claim, Counters as RosterCounters, Eviction, Evidence, Exemptions,
+    Found, Ground, Measure, Moment, Network, Occupancy, Peer, Policy, Rejection, Restraint, Roster,
+    Sighting, Taint, Transport, Verdict,
     access::{hidden_sighting, parse, refused_peer},
     line::Line,
 };
@@ -32,6 +33,17 @@ pub struct Missed {
     user: Box<[u8]>,
     transport: Transport,
     inbound: Option<Box<[u8]>>,
+}
+
+/// Verdicts that would have been bans, were it not for who else is at the source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spared {
+    /// Somebody else was seen there.
+    pub shared_source: u64,
+    /// Nobody can say whether somebody was.
+    pub unknown_neighbours: u64,
+    /// So many are there that it is a proxy.
+    pub proxy: u64,
 }
 
 /// Asks the kernel for the connection of a peer.
@@ -59,6 +71,8 @@ pub struct Judge {
     protocols: Protocols,
     /// What became of the lines.
     pub counters: Counters,
+    /// Whom his neighbours kept from a ban.
+    pub spared: Spared,
     /// The verdicts of the read in hand.
     pub verdicts: Vec<Verdict>,
     /// A wider search is possible: claims that were found nowhere are kept for it. Otherwise they
@@ -89,6 +103,7 @@ impl Judge {
             exemptions,
             protocols,
             counters: Counters::default(),
+            spared: Spared::default(),
             verdicts: Vec::new(),
             may_search: false,
             missed: Vec::new(),
@@ -230,6 +245,10 @@ impl Judge {
             .filter_map(|verdict| match verdict {
                 Verdict::Evict(eviction) => {
                     self.counters.offenders += eviction.offenders.len() as u64;
+                    // A reset on sight follows from a verdict that was counted.
+                    if eviction.ground != Ground::OnSight {
+                        eviction.offenders.iter().for_each(|it| self.spared.count(it.measure));
+                    }
                     evictions.push(eviction);
                     None
                 }
@@ -287,6 +306,12 @@ impl Judge {
     #[must_use]
     pub fn users(&self) -> usize {
         self.roster.len().max(self.occupancy.sizes().0)
+    }
+
+    /// What the memory of the log's word had to let go of.
+    #[must_use]
+    pub fn roster_counters(&self) -> RosterCounters {
+        self.roster.counters()
     }
 
     /// What became of the claims so far.
@@ -351,6 +376,17 @@ impl Judge {
     }
 }
 
+impl Spared {
+    fn count(&mut self, measure: Measure) {
+        match measure {
+            Measure::Kill(Restraint::SharedSource) => self.shared_source += 1,
+            Measure::Kill(Restraint::UnknownNeighbours) => self.unknown_neighbours += 1,
+            Measure::Kill(Restraint::Proxy) => self.proxy += 1,
+            Measure::Kill(_) | Measure::Ban => {}
+        }
+    }
+}
+
 impl Missed {
     fn of(sighting: &Sighting<'_>) -> Self {
         Self {
@@ -408,6 +444,27 @@ mod tests {
         assert_eq!(judge.evictions().len(), 1);
         assert_eq!((judge.counters.sightings, judge.counters.offenders), (2, 1));
         assert_eq!(judge.users(), 1);
+    }
+
+    #[test]
+    fn whom_neighbours_keep_from_a_ban_is_counted_by_the_reason() {
+        let mut judge = judge(true, false);
+        let see = |judge: &mut Judge, user: &str, peer: &str| {
+            let line = line(peer).replace("a@b", user);
+            judge.take(line.as_bytes(), Moment::default(), &mut nobody);
+            judge.decide();
+            judge.evictions().len()
+        };
+        assert_eq!(see(&mut judge, "a", "198.51.100.1:1"), 0);
+        assert_eq!(see(&mut judge, "a", "198.51.100.2:1"), 1, "a ban");
+        assert_eq!(judge.spared, Spared::default());
+        assert_eq!(see(&mut judge, "b", "198.51.100.3:1"), 0);
+        assert_eq!(see(&mut judge, "a", "198.51.100.3:2"), 1);
+        assert_eq!(judge.spared, Spared { shared_source: 1, ..Spared::default() });
+        for restraint in [Restraint::UnknownNeighbours, Restraint::Proxy, Restraint::ByOrder] {
+            judge.spared.count(Measure::Kill(restraint));
+        }
+        assert_eq!(judge.spared, Spared { shared_source: 1, unknown_neighbours: 1, proxy: 1 });
     }
 
     #[test]
