@@ -3,8 +3,9 @@
 //! Takes the log's bytes in whatever pieces they were read; gives each complete line without its
 //! newline, borrowed from the piece wherever the line lies whole within it. An incomplete line is
 //! held until its newline comes; a line longer than [`MAX_LINE`] is skipped, which is said where it
-//! would have come, and counted. Only the line feed ends a line: carriage returns, NUL bytes and invalid UTF-8 are bytes like any other.
-//! It does not know what a line means, nor where the bytes come from.
+//! would have come, and counted. Only the line feed ends a line: carriage returns, NUL bytes and
+//! invalid UTF-8 are bytes like any other. It does not know what a line means, nor where the bytes
+//! come from.
 
 use memchr::memchr_iter;
 
@@ -50,8 +51,8 @@ impl LineSplitter {
     }
 
     /// Takes the next bytes of the stream and gives every line that they complete, in order; of one
-    /// that is too long, that it is skipped, as soon as that is known. The same stream gives the same
-    /// lines however it is cut into pieces.
+    /// that is too long, that it is skipped, as soon as that is known. The same stream gives the
+    /// same lines however it is cut into pieces.
     pub fn push(&mut self, bytes: &[u8], mut on_line: impl FnMut(Line<'_>)) {
         let mut start = 0;
         for end in memchr_iter(b'\n', bytes) {

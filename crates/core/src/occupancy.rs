@@ -98,8 +98,8 @@ pub struct Counters {
     pub tainted: u64,
     /// Claims for a connection that a `rejected` line had named.
     pub refused: u64,
-    /// Claims for a connection that is older than this run and that nobody owned at its start, whose
-    /// owner's source had to make room for another, or whose address was exempt for a while.
+    /// Claims for a connection that is older than this run and that nobody owned at its start,
+    /// whose owner's source had to make room for another, or whose address was exempt for a while.
     pub older: u64,
     /// Claims for a connection of another user: it carries several, and is evidence no more.
     pub carriers: u64,

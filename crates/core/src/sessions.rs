@@ -223,7 +223,8 @@ impl Sessions {
             .collect()
     }
 
-    /// Forgets the sources that were last heard from an exempt peer; `false` when there is none left.
+    /// Forgets the sources that were last heard from an exempt peer; `false` when there is none
+    /// left.
     pub(crate) fn spare(&mut self, is_exempt: impl Fn(&Peer) -> bool) -> bool {
         self.by_seniority.retain(|session| !is_exempt(&session.peer));
         self.by_seniority.len() > 0

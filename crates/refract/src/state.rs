@@ -3,8 +3,8 @@
 //! Takes [`Standing`]s, a slice of them at a time; makes one small JSON file (`version` 1), written
 //! whole to a neighbouring file, synced and renamed, by a thread of its own. At the start it gives
 //! back what was there. A file that is broken or of another version costs the memory of yesterday:
-//! who was first, and who was whose neighbour. At most [`MOST_STANDINGS`] are kept; the longest silent
-//! go, and the file says until when they might be missed.
+//! who was first, and who was whose neighbour. At most [`MOST_STANDINGS`] are kept; the longest
+//! silent go, and the file says until when they might be missed.
 
 use std::{
     fs::{File, OpenOptions},
@@ -146,8 +146,9 @@ pub fn load(path: &Path, clock: &Clock) -> io::Result<Option<Memory>> {
     Ok(Some(Memory { standings, unknown_until }))
 }
 
-/// Whether there should be a file: the block log has a record of somebody whom a daemon that keeps one
-/// acted upon so lately that it would tell of it at `now`. Where no daemon ever ran there is none.
+/// Whether there should be a file: the block log has a record of somebody whom a daemon that keeps
+/// one acted upon so lately that it would tell of it at `now`. Where no daemon ever ran there is
+/// none.
 #[must_use]
 pub fn is_missed(block_log: &Path, remembered_for: Duration, now: Timestamp) -> bool {
     let Ok(since) = now.checked_sub(remembered_for) else { return true };

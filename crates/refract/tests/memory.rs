@@ -1,7 +1,7 @@
 //! What a restart, and a change of the policy file, leave of what was known.
 //!
-//! Everything is really connected, and the daemon asks the kernel. What the rules are is told beside
-//! the code; here is whether they get that far.
+//! Everything is really connected, and the daemon asks the kernel. What the rules are is told
+//! beside the code; here is whether they get that far.
 
 #[expect(dead_code, reason = "each test uses its part of the lab")]
 mod support;

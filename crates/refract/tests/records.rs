@@ -123,7 +123,8 @@ fn a_text_record_says_the_same_in_one_line() -> Result<()> {
         format!(
             "ban user=\"alice@example.com\" source=198.51.100.12 peer={} \
              incumbents=198.51.100.11 held=\"198.51.100.11 age 0ms silent 0ms\" \
-             inbound=\"vless-tcp\" places=1 timeout=2s killed=2 flows=0 latency={latency}us settled={settled}us evidence=log reason=places_held outcome=ok",
+             inbound=\"vless-tcp\" places=1 timeout=2s killed=2 flows=0 \
+             latency={latency}us settled={settled}us evidence=log reason=places_held outcome=ok",
             scene.named.local()
         )
     );

@@ -9,8 +9,8 @@ use crate::sighting::Peer;
 
 impl Occupancy {
     /// From now on nobody is counted at an address for which `is_exempt` holds: what is open from
-    /// there is nobody's, and a place that was held from there is free. New lines from there are not
-    /// to be brought here.
+    /// there is nobody's, and a place that was held from there is free. New lines from there are
+    /// not to be brought here.
     pub fn spare(&mut self, is_exempt: impl Fn(&Peer) -> bool) {
         for peer in self.connections.owned_peers(&is_exempt) {
             self.disown_as(peer, Owner::Older);
@@ -22,8 +22,8 @@ impl Occupancy {
 
 impl Occupant {
     /// Forgets where he was last by an exempt peer, and has nothing else open. What moved elsewhere
-    /// in the same source until now may have been that peer's: it is no evidence. `false` when nothing
-    /// is left.
+    /// in the same source until now may have been that peer's: it is no evidence. `false` when
+    /// nothing is left.
     fn spare(&mut self, is_exempt: impl Fn(&Peer) -> bool) -> bool {
         let before = self.presences.len();
         self.presences.retain_mut(|presence| {

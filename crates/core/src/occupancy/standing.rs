@@ -1,5 +1,5 @@
-//! What is remembered across restarts: who was first seen where, who else was there, and who is reset
-//! on sight.
+//! What is remembered across restarts: who was first seen where, who else was there, and who is
+//! reset on sight.
 //!
 //! Takes and gives [`Standing`]s, a bounded number at a time. It writes no file, and believes none
 //! that tells of the future: the clock may have been set back since it was written.
@@ -74,8 +74,8 @@ impl Occupancy {
         self.neighbours.forgetful_until().max(lost.unwrap_or_default())
     }
 
-    /// Who was where before is not known, or not all of it, and somebody who was is remembered until
-    /// `until`: before that nobody is known to be alone at a source.
+    /// Who was where before is not known, or not all of it, and somebody who was is remembered
+    /// until `until`: before that nobody is known to be alone at a source.
     pub fn doubt_neighbours(&mut self, until: Moment, now: Moment) {
         self.neighbours.doubt(until.min(now.saturating_add(self.policy.forget_after())));
     }

@@ -1,9 +1,10 @@
 //! Where somebody was seen who has no place there: a neighbour to others, and nothing else.
 //!
 //! Takes down who was confirmed where without a place of his own: users whose places nobody counts,
-//! those whom a line named for another's connection, and what had to make room. The neighbours' table
-//! knows them too, but by a hash that means nothing to another run; here they have their names, for
-//! the state file. Bounded: the longest silent of sixteen goes, and when that was is kept.
+//! those whom a line named for another's connection, and what had to make room. The neighbours'
+//! table knows them too, but by a hash that means nothing to another run; here they have their
+//! names, for the state file. Bounded: the longest silent of sixteen goes, and when that was is
+//! kept.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,7 +1,7 @@
 //! What records say, read back from the block log.
 //!
-//! Takes lines in either format; makes who was acted upon, how, when and for how long. The reverse of
-//! `format` as far as anybody asks. A line that is torn, or no record, says nothing.
+//! Takes lines in either format; makes who was acted upon, how, when and for how long. The reverse
+//! of `format` as far as anybody asks. A line that is torn, or no record, says nothing.
 
 use std::{
     io::{BufRead, BufReader, Seek, SeekFrom},

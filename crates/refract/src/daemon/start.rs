@@ -362,7 +362,8 @@ pub(super) fn rules(flags: &Flags) -> Result<(Policy, Terms), Error> {
     Ok((policy, terms))
 }
 
-/// Takes over what an earlier run remembered. Where this one keeps a state file, none may be missed.
+/// Takes over what an earlier run remembered. Where this one keeps a state file, none may be
+/// missed.
 fn recall(judge: &mut Judge, flags: &Flags, clock: &Clock, keeps_one: bool) {
     let path = flags.state_path();
     let now = clock.moment(Instant::now());
@@ -380,8 +381,8 @@ fn recall(judge: &mut Judge, flags: &Flags, clock: &Clock, keeps_one: bool) {
     };
     let memory = found.unwrap_or_else(|trouble| {
         warn!(
-            "{trouble}; who was where first is not remembered, and as nobody is known to be alone at \
-             an address, offenders are disconnected but not banned for a day (unless with \
+            "{trouble}; who was where first is not remembered, and as nobody is known to be alone \
+             at an address, offenders are disconnected but not banned for a day (unless with \
              --action=ban)"
         );
         Memory { unknown_until: Moment::from_nanos(u64::MAX), ..Memory::default() }

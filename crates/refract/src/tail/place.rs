@@ -110,7 +110,8 @@ impl Place {
     }
 
     /// Gives the lines of the last `limit` bytes before the place, from the first that lies whole
-    /// within them. Where that is not the file's first, it is said before that something is skipped.
+    /// within them. Where that is not the file's first, it is said before that something is
+    /// skipped.
     pub(super) fn read_back(
         &self,
         fd: BorrowedFd<'_>,
