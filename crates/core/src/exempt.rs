@@ -89,18 +89,26 @@ impl Exemptions {
         exemptions
     }
 
-    /// Replaces the operator's allow list.
-    pub fn set_allowed(&mut self, allowed: Vec<Network>) {
+    /// Replaces the operator's allow list. `true` when it is another.
+    pub fn set_allowed(&mut self, allowed: Vec<Network>) -> bool {
+        if self.allowed == allowed {
+            return false;
+        }
         self.allowed = allowed;
         self.index();
+        true
     }
 
     /// Replaces what is known of this host: its addresses (or, if they are to be spared, the
-    /// networks that it is in), and its gateways.
-    pub fn set_host(&mut self, addresses: Vec<Network>, gateways: Vec<IpAddr>) {
-        self.host = addresses;
-        self.gateways = gateways.into_iter().map(address::folded).collect();
+    /// networks that it is in), and its gateways. `true` when they are others.
+    pub fn set_host(&mut self, addresses: Vec<Network>, gateways: Vec<IpAddr>) -> bool {
+        let gateways: Vec<IpAddr> = gateways.into_iter().map(address::folded).collect();
+        if self.host == addresses && self.gateways == gateways {
+            return false;
+        }
+        (self.host, self.gateways) = (addresses, gateways);
         self.index();
+        true
     }
 
     /// Why `address` is exempt; `None` when it may be counted and banned.

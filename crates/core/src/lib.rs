@@ -86,6 +86,6 @@ pub use roster::{Counters, Roster};
 pub use sighting::{Peer, Sighting, Transport};
 pub use taint::Taint;
 pub use verdict::{
-    Abstention, Eviction, Evidence, Exhibit, Ground, Incumbent, Measure, Offender, Proof, Question,
-    Restraint, Verdict,
+    Abstention, Basis, Eviction, Evidence, Exhibit, Ground, Incumbent, Measure, Offender, Proof,
+    Question, Restraint, Verdict,
 };

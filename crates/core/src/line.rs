@@ -2,9 +2,10 @@
 //!
 //! Takes the log's bytes in whatever pieces they were read; gives each complete line without its
 //! newline, borrowed from the piece wherever the line lies whole within it. An incomplete line is
-//! held until its newline comes; a line longer than [`MAX_LINE`] is skipped and counted. Only the
-//! line feed ends a line: carriage returns, NUL bytes and invalid UTF-8 are bytes like any other.
-//! It does not know what a line means, nor where the bytes come from.
+//! held until its newline comes; a line longer than [`MAX_LINE`] is skipped, which is said where it
+//! would have come, and counted. Only the line feed ends a line: carriage returns, NUL bytes and
+//! invalid UTF-8 are bytes like any other. It does not know what a line means, nor where the bytes
+//! come from.
 
 use memchr::memchr_iter;
 
@@ -13,6 +14,26 @@ use memchr::memchr_iter;
 /// Xray writes lines below 700 bytes, except for a plain HTTP request's URL (without bound) and a
 /// `SOCKS4a` host name (8,091 bytes); neither names a user who could be judged by it.
 pub const MAX_LINE: usize = 16 * 1024;
+
+/// The next of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// A line, without its newline.
+    Whole(&'a [u8]),
+    /// A line that was too long, or what came before the first one that is taken.
+    Skipped,
+}
+
+impl<'a> Line<'a> {
+    /// The line, unless it was skipped.
+    #[must_use]
+    pub const fn whole(self) -> Option<&'a [u8]> {
+        match self {
+            Self::Whole(line) => Some(line),
+            Self::Skipped => None,
+        }
+    }
+}
 
 /// Cuts a stream of bytes into lines. Holds at most [`MAX_LINE`] bytes, however long a line is.
 #[derive(Debug, Default)]
@@ -29,15 +50,16 @@ impl LineSplitter {
         Self { held: Vec::new(), skipping: false, oversized: 0 }
     }
 
-    /// Takes the next bytes of the stream and gives every line that they complete, in order. The
-    /// same stream gives the same lines however it is cut into pieces.
-    pub fn push(&mut self, bytes: &[u8], mut on_line: impl FnMut(&[u8])) {
+    /// Takes the next bytes of the stream and gives every line that they complete, in order; of one
+    /// that is too long, that it is skipped, as soon as that is known. The same stream gives the
+    /// same lines however it is cut into pieces.
+    pub fn push(&mut self, bytes: &[u8], mut on_line: impl FnMut(Line<'_>)) {
         let mut start = 0;
         for end in memchr_iter(b'\n', bytes) {
             self.complete(bytes.get(start..end).unwrap_or_default(), &mut on_line);
             start = end + 1;
         }
-        self.hold(bytes.get(start..).unwrap_or_default());
+        self.hold(bytes.get(start..).unwrap_or_default(), &mut on_line);
     }
 
     /// Whether the stream stands in the middle of a line, be it held or skipped.
@@ -59,21 +81,22 @@ impl LineSplitter {
         self.oversized
     }
 
-    fn complete(&mut self, end: &[u8], on_line: &mut impl FnMut(&[u8])) {
+    fn complete(&mut self, end: &[u8], on_line: &mut impl FnMut(Line<'_>)) {
         if self.skipping {
             self.skipping = false;
         } else if self.held.len() + end.len() > MAX_LINE {
             self.oversized += 1;
+            on_line(Line::Skipped);
         } else if self.held.is_empty() {
-            on_line(end);
+            on_line(Line::Whole(end));
         } else {
             self.held.extend_from_slice(end);
-            on_line(&self.held);
+            on_line(Line::Whole(&self.held));
         }
         self.held.clear();
     }
 
-    fn hold(&mut self, piece: &[u8]) {
+    fn hold(&mut self, piece: &[u8], on_line: &mut impl FnMut(Line<'_>)) {
         if self.skipping || piece.is_empty() {
             return;
         }
@@ -81,6 +104,7 @@ impl LineSplitter {
             self.held.clear();
             self.skipping = true;
             self.oversized += 1;
+            on_line(Line::Skipped);
             return;
         }
         // All at once, so that a line that trickles in does not grow the buffer step by step.
@@ -100,7 +124,7 @@ mod tests {
         let mut splitter = LineSplitter::new();
         let mut lines = Vec::new();
         for piece in pieces {
-            splitter.push(piece, |line| lines.push(line.to_vec()));
+            splitter.push(piece, |line| lines.extend(line.whole().map(<[u8]>::to_vec)));
         }
         assert_eq!(lines, expected);
         assert_eq!(splitter.oversized(), oversized);
@@ -141,12 +165,12 @@ mod tests {
         let mut splitter = LineSplitter::new();
         let piece = vec![b'x'; 64 * 1024 - 1];
         for _ in 0..1024 {
-            splitter.push(&piece, |_| panic!("no line has ended"));
+            splitter.push(&piece, |line| assert_eq!(line, Line::Skipped));
         }
         assert!(splitter.is_holding());
         assert!(splitter.held.capacity() <= MAX_LINE);
         let mut lines = Vec::new();
-        splitter.push(b"x\nafter\n", |line| lines.push(line.to_vec()));
+        splitter.push(b"x\nafter\n", |line| lines.extend(line.whole().map(<[u8]>::to_vec)));
         assert_eq!(lines, [b"after"]);
         assert_eq!(splitter.oversized(), 1);
     }
@@ -159,7 +183,7 @@ mod tests {
         }
         assert_eq!(splitter.held.capacity(), MAX_LINE);
         let mut length = 0;
-        splitter.push(b"\n", |line| length = line.len());
+        splitter.push(b"\n", |line| length = line.whole().unwrap().len());
         assert_eq!(length, MAX_LINE);
     }
 
@@ -167,7 +191,9 @@ mod tests {
     fn a_whole_line_is_borrowed_from_the_bytes_given() {
         let bytes = b"held first\nwhole\n";
         let mut splitter = LineSplitter::new();
-        splitter.push(bytes, |line| assert!(bytes.as_ptr_range().contains(&line.as_ptr())));
+        splitter.push(bytes, |line| {
+            assert!(bytes.as_ptr_range().contains(&line.whole().unwrap().as_ptr()));
+        });
         assert_eq!(splitter.held.capacity(), 0);
     }
 
@@ -178,12 +204,29 @@ mod tests {
         assert!(splitter.is_holding());
         splitter.discard();
         assert!(!splitter.is_holding());
-        splitter.push(&vec![b'x'; MAX_LINE + 1], |_| panic!("no line has ended"));
+        splitter.push(&vec![b'x'; MAX_LINE + 1], |line| assert_eq!(line, Line::Skipped));
         splitter.discard();
         let mut lines = Vec::new();
-        splitter.push(b"new\n", |line| lines.push(line.to_vec()));
+        splitter.push(b"new\n", |line| lines.extend(line.whole().map(<[u8]>::to_vec)));
         assert_eq!(lines, [b"new"]);
         assert!(!splitter.is_holding());
+    }
+
+    #[test]
+    fn that_a_line_is_skipped_is_said_where_it_would_have_come_and_once() {
+        let long = vec![b'x'; 2 * MAX_LINE];
+        let bytes = [b"one\n", &long[..], b"\ntwo\n", &long[..], b"\n", &long[..]].concat();
+        let expected: [Option<&[u8]>; 5] = [Some(b"one"), None, Some(b"two"), None, None];
+        for size in [bytes.len(), MAX_LINE, 1_000, 7] {
+            let mut splitter = LineSplitter::new();
+            let mut lines = Vec::new();
+            for piece in bytes.chunks(size) {
+                splitter.push(piece, |line| lines.push(line.whole().map(<[u8]>::to_vec)));
+            }
+            let lines: Vec<Option<&[u8]>> = lines.iter().map(Option::as_deref).collect();
+            assert_eq!(lines, expected, "{size} bytes at a time");
+            assert_eq!(splitter.oversized(), 3);
+        }
     }
 
     /// Streams rich in newlines, with lines of every length around the limit.
@@ -217,14 +260,18 @@ mod tests {
             ends.push(bytes.len());
             ends.sort_unstable();
             let mut splitter = LineSplitter::new();
-            let mut lines = Vec::new();
+            let (mut lines, mut skipped) = (Vec::new(), 0);
             let mut start = 0;
             for end in ends {
-                splitter.push(&bytes[start..end], |line| lines.push(line.to_vec()));
+                splitter.push(&bytes[start..end], |line| match line {
+                    Line::Whole(line) => lines.push(line.to_vec()),
+                    Line::Skipped => skipped += 1,
+                });
                 start = end;
             }
             prop_assert_eq!(lines, expected);
             prop_assert_eq!(splitter.oversized(), oversized as u64);
+            prop_assert_eq!(skipped, oversized);
             prop_assert_eq!(splitter.is_holding(), unfinished > 0);
         }
     }

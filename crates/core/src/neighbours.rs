@@ -120,6 +120,34 @@ impl Neighbours {
         }
     }
 
+    /// Takes down what an earlier run remembers, in whatever order.
+    pub(crate) fn recall(&mut self, source: Source, user: u64, seen: Moment) {
+        let latest = self.sources.get(&source).map(|residents| residents.latest);
+        let later = latest.filter(|latest| latest.seen > seen);
+        if later.is_some_and(|later| later.user == user) {
+            return;
+        }
+        self.note(source, user, seen);
+        if let Some(later) = later {
+            self.note(source, later.user, later.seen);
+        }
+    }
+
+    /// Anybody may have been anywhere: until then no source is vouched for.
+    pub(crate) fn doubt(&mut self, until: Moment) {
+        self.forgetful_until = self.forgetful_until.max(until);
+        let everywhere = self.sources.len();
+        self.sources.sweep(everywhere, |residents| {
+            residents.unknown_until = residents.unknown_until.max(until);
+            true
+        });
+    }
+
+    /// Until when a source that is met for the first time is not vouched for.
+    pub(crate) const fn forgetful_until(&self) -> Moment {
+        self.forgetful_until
+    }
+
     /// Who is at `source` beside `user`.
     pub(crate) fn company(&self, source: Source, user: u64, now: Moment) -> Company {
         let Some(residents) = self.sources.get(&source) else {
@@ -243,6 +271,37 @@ mod tests {
         assert_eq!(neighbours.company(source(3), 1, at(5)), Company::Alone, "known all along");
         assert_eq!(neighbours.company(source(0), 2, at(5)), Company::Unknown, "this one was lost");
         assert_eq!(neighbours.company(source(9), 1, at(28)), Company::Alone, "a day later");
+    }
+
+    #[test]
+    fn what_an_earlier_run_remembers_may_come_in_any_order() {
+        for order in [[1, 2, 3], [3, 2, 1], [2, 3, 1]] {
+            let mut neighbours = Neighbours::new(8, DAY, 4);
+            for hour in order {
+                neighbours.recall(source(1), hour, at(hour));
+            }
+            neighbours.recall(source(1), order[0], at(order[0]));
+            assert_eq!(neighbours.count(source(1), at(3)), 3);
+            neighbours.sweep(100, at(26));
+            assert_eq!(neighbours.count(source(1), at(26)), 1, "the one who was there last");
+            assert_eq!(neighbours.company(source(1), 1, at(26)), Company::Shared, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn where_a_memory_was_lost_no_source_is_vouched_for() {
+        let mut neighbours = Neighbours::new(8, DAY, 2);
+        neighbours.note(source(1), 1, at(0));
+        neighbours.note(source(2), 1, at(0));
+        neighbours.note(source(2), 2, at(0));
+        neighbours.doubt(at(20));
+        neighbours.note(source(3), 1, at(1));
+        for (last, early) in [(1, Company::Unknown), (2, Company::Shared), (3, Company::Unknown)] {
+            assert_eq!(neighbours.company(source(last), 1, at(19)), early);
+        }
+        for (last, late) in [(1, Company::Alone), (2, Company::Shared), (3, Company::Alone)] {
+            assert_eq!(neighbours.company(source(last), 1, at(20)), late);
+        }
     }
 
     #[test]

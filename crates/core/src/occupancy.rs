@@ -9,12 +9,14 @@
 //! | room | what it does |
 //! |---|---|
 //! | `claims` | what lines claim and the kernel confirms becomes a connection with an owner, until it closes |
+//! | `spared` | who became exempt is let go of |
 //! | `connections` | which connections are open, and whose each is |
 //! | `presence` | one user at one source: arrival, moves, what was begun and asked |
 //! | `occupant` | one user: his presences, ranked, and what is to be looked at |
 //! | `round` | the looks at the end of one slot, one after the other |
 //! | `sentence` | who goes, and how far one may go against him |
 //! | `standing` | what is remembered across restarts |
+//! | `visits` | who else was where, by name, for another run |
 //!
 //! **What a forged line can do.** It names a peer. If the kernel has no such connection, nothing. If
 //! it is a stranger's, the stranger's own line makes it a carrier of several users, which is nobody's
@@ -24,8 +26,8 @@
 //! **Bounds.** Users (the longest silent of sixteen goes, unless it has connections open), the
 //! sources of each (the longest silent one, those without connections first, and never the most senior
 //! of a family; connections that it had are nobody's from then on),
-//! connections (none goes; what does not fit is not taken), who is at which source (the longest
-//! silent of sixteen).
+//! connections (none goes; what does not fit is not taken), who is at which source, and who visited
+//! which (the longest silent of sixteen).
 
 mod claims;
 mod connections;
@@ -33,7 +35,9 @@ mod occupant;
 mod presence;
 mod round;
 mod sentence;
+mod spared;
 mod standing;
+mod visits;
 
 use std::{sync::Arc, time::Duration};
 
@@ -43,6 +47,7 @@ use self::{
     occupant::{Occupant, Watch},
     presence::{Measures, Presence},
     round::Round,
+    visits::Visits,
 };
 use crate::{
     accounts::{Accounts, Places},
@@ -93,8 +98,8 @@ pub struct Counters {
     pub tainted: u64,
     /// Claims for a connection that a `rejected` line had named.
     pub refused: u64,
-    /// Claims for a connection that is older than this run and that nobody owned at its start, or
-    /// whose owner's source had to make room for another.
+    /// Claims for a connection that is older than this run and that nobody owned at its start,
+    /// whose owner's source had to make room for another, or whose address was exempt for a while.
     pub older: u64,
     /// Claims for a connection of another user: it carries several, and is evidence no more.
     pub carriers: u64,
@@ -120,6 +125,8 @@ pub struct Counters {
     pub late_slots: u64,
     /// Users dropped before their time because there was no room.
     pub evicted_users: u64,
+    /// Sources whose neighbours were dropped before their time.
+    pub evicted_neighbours: u64,
 }
 
 /// All users who were confirmed somewhere.
@@ -131,6 +138,7 @@ pub struct Occupancy {
     occupants: Bounded<Arc<[u8]>, Occupant>,
     connections: Connections,
     neighbours: Neighbours,
+    visits: Visits,
     tags: Tags,
     round: Round,
     /// Verdicts fall from here on.
@@ -160,6 +168,7 @@ impl Occupancy {
                 policy.forget_after(),
                 policy.shared_source_users(),
             ),
+            visits: Visits::new(visits::CAPACITY),
             tags: Tags::default(),
             round: Round::default(),
             verdicts_from: Moment::default(),
@@ -323,12 +332,13 @@ impl Occupancy {
             self.renew_neighbours(now);
         }
         self.neighbours.sweep(SWEPT_PER_TICK, now);
+        self.visits.sweep(SWEPT_PER_TICK, keep_for, now);
     }
 
     /// What was counted so far.
     #[must_use]
     pub const fn counters(&self) -> Counters {
-        self.counters
+        Counters { evicted_neighbours: self.neighbours.evicted(), ..self.counters }
     }
 
     /// Users remembered, and connections known to be open.
@@ -410,9 +420,10 @@ impl Occupancy {
 
     /// Whoever has a connection open is at its source, however long ago he opened it.
     fn renew_neighbours(&mut self, now: Moment) {
-        let Self { connections, occupants, neighbours, .. } = self;
+        let Self { connections, occupants, neighbours, visits, .. } = self;
         for (owner, source) in connections.owned() {
             neighbours.note(source, occupants.hash_of::<[u8]>(owner), now);
+            visits.renew(owner, source, now);
         }
     }
 

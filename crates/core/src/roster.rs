@@ -28,9 +28,9 @@ use crate::{
     neighbours::{Company, NEIGHBOURS_PER_USER, Neighbours},
     policy::{Action, Policy},
     sessions::{Arrival, Renewal, Ruling, Session, Sessions, note_interval},
-    sighting::{Sighting, Transport},
+    sighting::{Peer, Sighting, Transport},
     tags::Tags,
-    verdict::{Eviction, Evidence, Measure, Offender, Restraint, Verdict},
+    verdict::{Basis, Eviction, Evidence, Measure, Offender, Restraint, Verdict},
 };
 
 /// What the roster had to let go since it was made.
@@ -94,6 +94,13 @@ impl Roster {
     /// Lives by other rules from now on; who is where is kept.
     pub fn set_rules(&mut self, policy: Policy, accounts: Arc<Accounts>) {
         (self.policy, self.accounts) = (policy, accounts);
+    }
+
+    /// From now on nobody holds a place at an address for which `is_exempt` holds. Lines from there
+    /// are not to be brought here any more.
+    pub fn spare(&mut self, is_exempt: impl Fn(&Peer) -> bool) {
+        let everybody = self.users.len();
+        self.users.sweep(everybody, |sessions| sessions.spare(&is_exempt));
     }
 
     /// Takes one sighting, read at `now`, and says what follows from it.
@@ -211,7 +218,7 @@ impl Roster {
         let (sessions, evicted) = self.users.get_or_insert(user.into(), Sessions::new);
         self.counters.evicted_users += u64::from(evicted.is_some());
         let ruling = sessions.judge(arrival, tag, &policy, now);
-        let Ruling::Evict { ground, offenders } = ruling else { return Verdict::Admit };
+        let Ruling::Evict { ground, offenders, basis } = ruling else { return Verdict::Admit };
         let incumbents = sessions.incumbents(&policy, now);
         Verdict::Evict(Eviction {
             user: sighting.user.into(),
@@ -224,6 +231,7 @@ impl Roster {
             places: policy.places(),
             evidence,
             proof: None,
+            basis: basis.map(|(source, at)| Basis { source, ago: now.saturating_since(at) }),
         })
     }
 

@@ -59,7 +59,12 @@ pub(crate) enum Renewal {
 #[derive(Debug)]
 pub(crate) enum Ruling {
     Admit,
-    Evict { ground: Ground, offenders: Vec<Session> },
+    Evict {
+        ground: Ground,
+        offenders: Vec<Session>,
+        /// What it carries on: where the user offended before, and when.
+        basis: Option<(Source, Moment)>,
+    },
 }
 
 /// The user at a source: the source of the peer, which is not kept beside it, because what each
@@ -82,6 +87,8 @@ pub(crate) struct Session {
 pub(crate) struct Offence {
     pub(crate) at: Moment,
     pub(crate) until: Moment,
+    /// Who went; of several the most senior.
+    pub(crate) source: Source,
 }
 
 /// The last violation by an offender of each family.
@@ -165,19 +172,28 @@ impl Sessions {
         };
         let family = arrival.source.family();
         let known = self.known(arrival.source, policy, now);
-        if known.is_some_and(|session| session.is_banned(now)) {
-            return Ruling::Evict { ground: Ground::StillBanned, offenders: vec![newcomer] };
+        if let Some(session) = known.filter(|session| session.is_banned(now)) {
+            let since = session.banned_until.saturating_sub(policy.timeout());
+            return Ruling::Evict {
+                ground: Ground::StillBanned,
+                offenders: vec![newcomer],
+                basis: Some((arrival.source, since)),
+            };
         }
-        if known.is_none() && self.is_banned_device(family, policy, now) {
-            return Ruling::Evict { ground: Ground::OtherFamily, offenders: vec![newcomer] };
+        if known.is_none()
+            && let Some(offence) = self.as_banned_device(family, policy, now)
+        {
+            return Ruling::Evict {
+                ground: Ground::OtherFamily,
+                offenders: vec![newcomer],
+                basis: Some((offence.source, offence.at)),
+            };
         }
         let held = self.live(family, policy, now).count();
         if held < policy.places() {
             self.begin(newcomer, arrival.source, policy, now);
             return Ruling::Admit;
         }
-        *self.offences.get_or_insert_default().of(family) =
-            Some(Offence { at: now, until: now.saturating_add(policy.timeout()) });
         let offenders = match policy.keep() {
             Keep::First => vec![newcomer],
             Keep::Last => {
@@ -186,7 +202,11 @@ impl Sessions {
                 offenders
             }
         };
-        Ruling::Evict { ground: Ground::PlacesHeld, offenders }
+        let source = offenders.first().map(|session| policy.source(session.peer.address));
+        let until = now.saturating_add(policy.timeout());
+        *self.offences.get_or_insert_default().of(family) =
+            source.map(|source| Offence { at: now, until, source });
+        Ruling::Evict { ground: Ground::PlacesHeld, offenders, basis: None }
     }
 
     /// Who holds this user's places, in both families, the most senior first.
@@ -203,6 +223,13 @@ impl Sessions {
             .collect()
     }
 
+    /// Forgets the sources that were last heard from an exempt peer; `false` when there is none
+    /// left.
+    pub(crate) fn spare(&mut self, is_exempt: impl Fn(&Peer) -> bool) -> bool {
+        self.by_seniority.retain(|session| !is_exempt(&session.peer));
+        self.by_seniority.len() > 0
+    }
+
     /// Forgets the sources that were silent for too long; `false` when there is none left.
     pub(crate) fn forget(&mut self, policy: &Policy, now: Moment) -> bool {
         self.by_seniority.retain(|session| !session.is_forgotten(policy, now));
@@ -215,18 +242,15 @@ impl Sessions {
             .find(|session| session.is_at(source) && !session.is_forgotten(policy, now))
     }
 
-    /// Whether a source of `family` that this user was never at is the device that is banned in
-    /// the other family (rule 5).
-    fn is_banned_device(&self, family: Family, policy: &Policy, now: Moment) -> bool {
-        let Some(offence) = self
+    /// The offence for which a source of `family` that this user was never at is banned already, if
+    /// it is the device that went in the other family (rule 5).
+    fn as_banned_device(&self, family: Family, policy: &Policy, now: Moment) -> Option<Offence> {
+        let offence = self
             .offences
             .as_ref()
             .and_then(|offences| offences.other_than(family))
-            .filter(|offence| now < offence.until)
-        else {
-            return false;
-        };
-        match policy.keep() {
+            .filter(|offence| now < offence.until)?;
+        let is_it = match policy.keep() {
             Keep::First => true,
             Keep::Last => {
                 let newer = self
@@ -235,7 +259,8 @@ impl Sessions {
                     .count();
                 newer >= policy.places()
             }
-        }
+        };
+        is_it.then_some(offence)
     }
 
     fn live<'a>(

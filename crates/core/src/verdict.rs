@@ -132,6 +132,17 @@ pub struct Eviction {
     pub evidence: Evidence,
     /// The numbers, where the kernel gave any.
     pub proof: Option<Proof>,
+    /// The verdict that it carries on, where it has no numbers of its own.
+    pub basis: Option<Basis>,
+}
+
+/// An earlier verdict on the same user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Basis {
+    /// The source that it hit; of several the most senior.
+    pub source: Source,
+    /// How long ago it fell.
+    pub ago: Duration,
 }
 
 /// The rule that an eviction rests on.
@@ -213,8 +224,8 @@ pub enum Restraint {
     /// Another user was seen there within [`Policy::forget_after`](crate::Policy::forget_after):
     /// a carrier's NAT, an office, a relay.
     SharedSource,
-    /// The memory of who was seen where ran over within that time, so nobody can say whether
-    /// others are there.
+    /// The memory of who was seen where ran over, or was lost, within that time, so nobody can say
+    /// whether others are there.
     UnknownNeighbours,
     /// So many users are at the source that it is a proxy of its own.
     Proxy,

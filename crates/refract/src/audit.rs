@@ -6,6 +6,7 @@
 //! again with each later record, and the same facts are on stderr. How it reads is [`line()`]'s business.
 
 mod format;
+pub mod reading;
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use refract_core::Proof;
+use refract_core::{Basis, Incumbent, Proof};
 use serde::Serialize;
 
 pub use self::format::{BlockFormat, line};
@@ -53,6 +54,14 @@ impl Action {
             Self::Adopted => "adopted",
         }
     }
+
+    /// The action that records have by this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Ban, Self::Kill, Self::Flow, Self::Ask, Self::Refrain, Self::Adopted]
+            .into_iter()
+            .find(|action| action.name() == name)
+    }
 }
 
 /// How it ended.
@@ -67,6 +76,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// As records have it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "ok",
+            Self::DryRun => "dry-run",
+            Self::Failed(_) => "failed",
+        }
+    }
+
     /// How something ended in which `troubles` were met.
     #[must_use]
     pub fn of(is_dry_run: bool, troubles: &[String]) -> Self {
@@ -113,6 +132,10 @@ pub struct Record {
     pub evidence: &'static str,
     /// The numbers that proved it, if the kernel gave any.
     pub proof: Option<Proof>,
+    /// The verdict that it carries on, where there are no numbers.
+    pub basis: Option<Basis>,
+    /// For how long the places have been held, where there are no numbers that say so.
+    pub held: Vec<Incumbent>,
     /// How many further resets this record stands for, none of which has one of its own.
     pub repeats: u64,
     /// How it ended.
@@ -140,6 +163,8 @@ impl Record {
             settled: Duration::ZERO,
             evidence: "kernel",
             proof: None,
+            basis: None,
+            held: Vec::new(),
             repeats: 0,
             outcome: Outcome::Done,
         }

@@ -16,7 +16,11 @@ use refract_core::Network;
 use refract_kernel::ban::{Ban, BanTarget};
 
 use crate::{
-    audit::open_to_read, backend::every_backend, error::Error, firewall, lock::NamespaceLock,
+    audit::{open_to_read, reading},
+    backend::every_backend,
+    error::Error,
+    firewall,
+    lock::NamespaceLock,
     privilege,
 };
 
@@ -128,7 +132,7 @@ pub fn why(source: &str, block_log: &Path, out: &mut impl Write) -> Result<(), E
             break;
         }
         let text = String::from_utf8_lossy(&line);
-        if source_of_record(&text).is_some_and(|recorded| recorded.overlaps(wanted)) {
+        if reading::source(&text).is_some_and(|recorded| recorded.overlaps(wanted)) {
             found = true;
             print(out, &text)?;
         }
@@ -137,36 +141,6 @@ pub fn why(source: &str, block_log: &Path, out: &mut impl Write) -> Result<(), E
         print(out, &format!("no record of {wanted} in {}\n", block_log.display()))?;
     }
     Ok(())
-}
-
-/// The source that a record of the block log, in either format, is about.
-#[must_use]
-pub fn source_of_record(line: &str) -> Option<Network> {
-    let source = if line.starts_with('{') {
-        let value: serde_json::Value = serde_json::from_str(line).ok()?;
-        value.get("source")?.as_str()?.to_owned()
-    } else {
-        // The user is quoted with every quote inside escaped, so the first unescaped quote after
-        // it ends it and ` source=` follows; a user named `x source=y` is inside the quotes.
-        let (_, rest) = line.split_once(" user=\"")?;
-        let (_, rest) = rest.get(end_of_quoted(rest)?..)?.split_once(" source=")?;
-        rest.split(' ').next()?.trim_end().to_owned()
-    };
-    source.parse().ok()
-}
-
-/// Where the text of a quoted field ends: the place of the closing quote.
-fn end_of_quoted(text: &str) -> Option<usize> {
-    let mut escaped = false;
-    for (place, byte) in text.bytes().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => return Some(place),
-            _ => {}
-        }
-    }
-    None
 }
 
 /// The network that a ban covers; for a flow, its address.

@@ -262,11 +262,7 @@ impl Daemon {
             let now = self.clock.moment(read_at);
             let Self { judge, witness, tail, .. } = self;
             let mut look_up = |peer| witness.look_up(peer, read_at);
-            let oversized = tail.counters().oversized;
-            progress = tail.read_chunk(read_at, |line| judge.take(line, now, &mut look_up));
-            if tail.counters().oversized > oversized {
-                judge.taint.interrupt();
-            }
+            progress = tail.read_chunk(read_at, |line| judge.read(line, now, &mut look_up));
             judge.decide();
             self.obey(read_at);
             if progress != Progress::More {
@@ -385,7 +381,8 @@ impl Daemon {
         let firewall = self.firewall.as_ref();
         let Self { judge, grade, enforcer, witness, sandbox, .. } = self;
         let acting = (enforcer, firewall);
-        for line in status::block(judge, grade, census, acting, witness.lookups, sandbox, at) {
+        let asked = (witness.lookups, self.tail.counters());
+        for line in status::block(judge, grade, census, acting, asked, sandbox, at) {
             info!("status: {line}");
         }
     }
@@ -487,7 +484,9 @@ impl Daemon {
         };
         match looked {
             Ok(networks) => {
-                settle_host(&mut self.judge.exemptions, &networks);
+                if settle_host(&mut self.judge.exemptions, &networks) {
+                    self.judge.spare_exempt();
+                }
                 self.witness.refresh(&networks.addresses, &self.settings.flags.dport);
                 self.enforcer.endpoints.refresh(&networks.addresses, &self.settings.flags.dport);
             }

@@ -199,7 +199,9 @@ fn recent_lines(flags: &Flags) -> Finding {
     let allow = flags.allow.iter().flat_map(|networks| networks.0.iter().copied()).collect();
     let mut exemptions = Exemptions::new(allow);
     match HostEvents::subscribe().and_then(|mut host| host.look()) {
-        Ok(networks) => settle_host(&mut exemptions, &networks),
+        Ok(networks) => {
+            settle_host(&mut exemptions, &networks);
+        }
         Err(error) => return Finding::Bad(format!("this host's addresses: {error}")),
     }
     let target = LogTarget::from(&flags.access_log);

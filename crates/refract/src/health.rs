@@ -253,6 +253,7 @@ pub struct Recent {
 pub fn recent(tail: &mut Tail, exemptions: &Exemptions) -> Result<Recent, Trouble> {
     let Recent { mut counters, mut crowd } = Recent::default();
     tail.read_back(RECENT, |line| {
+        let Some(line) = line.whole() else { return };
         counters.lines += 1;
         match parse(line) {
             Err(rejection) => counters.reject(rejection),

@@ -8,9 +8,11 @@
 use std::sync::Arc;
 
 use refract_core::{
-    Accounts, Batch, Brakes, Claim, Eviction, Evidence, Exemptions, Found, Moment, Occupancy, Peer,
-    Policy, Rejection, Roster, Sighting, Taint, Transport, Verdict,
+    Accounts, Batch, Brakes, Claim, Counters as RosterCounters, Eviction, Evidence, Exemptions,
+    Found, Ground, Measure, Moment, Network, Occupancy, Peer, Policy, Rejection, Restraint, Roster,
+    Sighting, Taint, Transport, Verdict,
     access::{hidden_sighting, parse, refused_peer},
+    line::Line,
 };
 
 use crate::{
@@ -31,6 +33,17 @@ pub struct Missed {
     user: Box<[u8]>,
     transport: Transport,
     inbound: Option<Box<[u8]>>,
+}
+
+/// Verdicts that would have been bans, were it not for who else is at the source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spared {
+    /// Somebody else was seen there.
+    pub shared_source: u64,
+    /// Nobody can say whether somebody was.
+    pub unknown_neighbours: u64,
+    /// So many are there that it is a proxy.
+    pub proxy: u64,
 }
 
 /// Asks the kernel for the connection of a peer.
@@ -58,6 +71,8 @@ pub struct Judge {
     protocols: Protocols,
     /// What became of the lines.
     pub counters: Counters,
+    /// Whom his neighbours kept from a ban.
+    pub spared: Spared,
     /// The verdicts of the read in hand.
     pub verdicts: Vec<Verdict>,
     /// A wider search is possible: claims that were found nowhere are kept for it. Otherwise they
@@ -88,6 +103,7 @@ impl Judge {
             exemptions,
             protocols,
             counters: Counters::default(),
+            spared: Spared::default(),
             verdicts: Vec::new(),
             may_search: false,
             missed: Vec::new(),
@@ -98,6 +114,41 @@ impl Judge {
     pub fn set_rules(&mut self, policy: Policy, accounts: Arc<Accounts>) {
         self.roster.set_rules(policy, Arc::clone(&accounts));
         self.occupancy.set_rules(policy, accounts);
+    }
+
+    /// Replaces the operator's allow list. Who is on it now holds no place any more.
+    pub fn set_allowed(&mut self, allowed: Vec<Network>) {
+        if self.exemptions.set_allowed(allowed) {
+            self.spare_exempt();
+        }
+    }
+
+    /// Lets go of everybody at an address that is exempt by now.
+    pub fn spare_exempt(&mut self) {
+        let Self { roster, occupancy, exemptions, .. } = self;
+        let is_exempt = |peer: &Peer| exemptions.reason(peer.address).is_some();
+        roster.spare(is_exempt);
+        occupancy.spare(is_exempt);
+        self.missed.retain(|missed| !is_exempt(&missed.peer));
+    }
+
+    /// Takes what was read at `now`: a line, or that one was skipped.
+    pub fn read(&mut self, line: Line<'_>, now: Moment, look_up: LookUp<'_>) {
+        match line {
+            Line::Whole(line) => self.take(line, now, look_up),
+            Line::Skipped => self.taint.interrupt(),
+        }
+    }
+
+    /// The same from before the start, see [`take_back`](Self::take_back).
+    pub fn read_back(&mut self, line: Line<'_>, moment: Moment) -> Option<Missed> {
+        match line {
+            Line::Whole(line) => self.take_back(line, moment),
+            Line::Skipped => {
+                self.taint.interrupt();
+                None
+            }
+        }
     }
 
     /// Takes one line, without its newline, that was read at `now`.
@@ -194,6 +245,10 @@ impl Judge {
             .filter_map(|verdict| match verdict {
                 Verdict::Evict(eviction) => {
                     self.counters.offenders += eviction.offenders.len() as u64;
+                    // A reset on sight follows from a verdict that was counted.
+                    if eviction.ground != Ground::OnSight {
+                        eviction.offenders.iter().for_each(|it| self.spared.count(it.measure));
+                    }
                     evictions.push(eviction);
                     None
                 }
@@ -251,6 +306,12 @@ impl Judge {
     #[must_use]
     pub fn users(&self) -> usize {
         self.roster.len().max(self.occupancy.sizes().0)
+    }
+
+    /// What the memory of the log's word had to let go of.
+    #[must_use]
+    pub fn roster_counters(&self) -> RosterCounters {
+        self.roster.counters()
     }
 
     /// What became of the claims so far.
@@ -315,6 +376,17 @@ impl Judge {
     }
 }
 
+impl Spared {
+    fn count(&mut self, measure: Measure) {
+        match measure {
+            Measure::Kill(Restraint::SharedSource) => self.shared_source += 1,
+            Measure::Kill(Restraint::UnknownNeighbours) => self.unknown_neighbours += 1,
+            Measure::Kill(Restraint::Proxy) => self.proxy += 1,
+            Measure::Kill(_) | Measure::Ban => {}
+        }
+    }
+}
+
 impl Missed {
     fn of(sighting: &Sighting<'_>) -> Self {
         Self {
@@ -375,6 +447,27 @@ mod tests {
     }
 
     #[test]
+    fn whom_neighbours_keep_from_a_ban_is_counted_by_the_reason() {
+        let mut judge = judge(true, false);
+        let see = |judge: &mut Judge, user: &str, peer: &str| {
+            let line = line(peer).replace("a@b", user);
+            judge.take(line.as_bytes(), Moment::default(), &mut nobody);
+            judge.decide();
+            judge.evictions().len()
+        };
+        assert_eq!(see(&mut judge, "a", "198.51.100.1:1"), 0);
+        assert_eq!(see(&mut judge, "a", "198.51.100.2:1"), 1, "a ban");
+        assert_eq!(judge.spared, Spared::default());
+        assert_eq!(see(&mut judge, "b", "198.51.100.3:1"), 0);
+        assert_eq!(see(&mut judge, "a", "198.51.100.3:2"), 1);
+        assert_eq!(judge.spared, Spared { shared_source: 1, ..Spared::default() });
+        for restraint in [Restraint::UnknownNeighbours, Restraint::Proxy, Restraint::ByOrder] {
+            judge.spared.count(Measure::Kill(restraint));
+        }
+        assert_eq!(judge.spared, Spared { shared_source: 1, unknown_neighbours: 1, proxy: 1 });
+    }
+
+    #[test]
     fn exempt_addresses_and_other_transports_are_counted_and_never_sighted() {
         let mut judge = judge(true, false);
         for peer in ["198.51.100.1:1", "10.0.0.1:2", "udp:198.51.100.3:3", "tcp:198.51.100.1:4"] {
@@ -385,6 +478,31 @@ mod tests {
         assert_eq!(judge.verdicts.len(), 0);
         assert_eq!((judge.counters.lines, judge.counters.sightings), (5, 2));
         assert_eq!(judge.counters.reasons(), "no_timestamp=1 allow_list=1 other_transport=1");
+    }
+
+    #[test]
+    fn who_is_allowed_by_now_holds_no_place_on_either_evidence() {
+        for grade in [Evidence::Log, Evidence::Kernel] {
+            let mut judge = judge(true, false);
+            judge.grade = grade;
+            let mut look_up = |peer: Peer| {
+                let local = "203.0.113.1:443".parse().unwrap();
+                let link = Link { peer, local, interface: 0, cookie: u64::from(peer.port) };
+                Some(Found { link, sample: Some(Sample::default()) })
+            };
+            let mut take = |judge: &mut Judge, peer: &str| {
+                judge.take(line(peer).as_bytes(), Moment::default(), &mut look_up);
+                judge.decide();
+                judge.evictions().len()
+            };
+            assert_eq!(take(&mut judge, "198.51.100.1:1"), 0);
+            assert_eq!(judge.users(), 1);
+            judge.set_allowed(vec!["198.51.100.1/32".parse().unwrap()]);
+            assert_eq!((judge.users(), judge.occupancy.owned()), (0, 0));
+            assert_eq!(take(&mut judge, "198.51.100.1:1"), 0);
+            assert_eq!(take(&mut judge, "198.51.100.2:2"), 0, "nobody else is counted");
+            assert_eq!(judge.users(), 1);
+        }
     }
 
     #[test]
@@ -430,6 +548,38 @@ mod tests {
         take(&mut judge, &line("198.51.100.1:1"));
         take(&mut judge, refused);
         assert!(judge.occupancy.knows_as_refused(peer("198.51.100.1:1")));
+    }
+
+    #[test]
+    fn what_follows_a_line_that_was_skipped_proves_nothing() {
+        let local = "203.0.113.1:443".parse().unwrap();
+        let found = |peer| {
+            let link = Link { peer, local, interface: 0, cookie: 7 };
+            Some(Found { link, sample: Some(Sample::default()) })
+        };
+        let line = line("198.51.100.1:1");
+        let whole = Line::Whole(line.as_bytes());
+        for is_read_back in [false, true] {
+            let mut judge = judge(true, false);
+            judge.grade = Evidence::Kernel;
+            let take = |line, judge: &mut Judge| {
+                if is_read_back {
+                    let _ = judge.read_back(line, Moment::default());
+                } else {
+                    judge.read(line, Moment::default(), &mut |peer| found(peer));
+                }
+                judge.occupancy.owned()
+            };
+            if is_read_back {
+                judge.occupancy.older(&found(peer("198.51.100.1:1")).unwrap(), Moment::default());
+            }
+            assert_eq!(take(Line::Skipped, &mut judge), 0);
+            // A name that is not a name may be this long.
+            for _ in 0..8_400usize.div_ceil(line.len() + 1) {
+                assert_eq!(take(whole, &mut judge), 0);
+            }
+            assert_eq!(take(whole, &mut judge), 1);
+        }
     }
 
     #[test]

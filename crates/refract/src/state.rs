@@ -2,8 +2,9 @@
 //!
 //! Takes [`Standing`]s, a slice of them at a time; makes one small JSON file (`version` 1), written
 //! whole to a neighbouring file, synced and renamed, by a thread of its own. At the start it gives
-//! back what was there. A file that is missing, broken or of another version costs the seniority of
-//! yesterday and nothing more. At most [`MOST_STANDINGS`] are kept; the longest silent go.
+//! back what was there. A file that is broken or of another version costs the memory of yesterday:
+//! who was first, and who was whose neighbour. At most [`MOST_STANDINGS`] are kept; the longest
+//! silent go, and the file says until when they might be missed.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,10 +16,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use refract_core::{Moment, Network, Occupancy, Source, Standing};
+use jiff::Timestamp;
+use refract_core::{Evidence, Moment, Network, Occupancy, Source, Standing};
 use serde::{Deserialize, Serialize};
 
-use crate::{clock::Clock, escape::printable};
+use crate::{
+    audit::{Outcome, reading},
+    clock::Clock,
+    escape::printable,
+};
 
 /// Standings kept.
 pub const MOST_STANDINGS: usize = 65_536;
@@ -35,6 +41,9 @@ const VERSION: u32 = 1;
 struct Content {
     version: u32,
     standings: Vec<Wire>,
+    /// Until when somebody who is not in the list may have been anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unknown_until: Option<u64>,
 }
 
 /// A standing with times of day, in microseconds since 1970.
@@ -49,6 +58,11 @@ struct Wire {
     last_move: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ordered_until: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ordered_at: Option<u64>,
+    /// Absent unless it is true.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_visit: bool,
 }
 
 /// A name, which may be any bytes.
@@ -77,14 +91,23 @@ impl From<Name> for Box<[u8]> {
     }
 }
 
+/// What outlasts a restart.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Who was where.
+    pub standings: Vec<Standing>,
+    /// Until when somebody of whom they do not tell may have been anywhere.
+    pub unknown_until: Moment,
+}
+
 /// What an earlier run left at `path`; nothing when there is no file.
-pub fn load(path: &Path, clock: &Clock) -> io::Result<Vec<Standing>> {
+pub fn load(path: &Path, clock: &Clock) -> io::Result<Option<Memory>> {
     let nofollow = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let opened =
         OpenOptions::new().read(true).custom_flags(nofollow.bits().cast_signed()).open(path);
     let file = match opened {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let metadata = file.metadata()?;
@@ -100,10 +123,13 @@ pub fn load(path: &Path, clock: &Clock) -> io::Result<Vec<Standing>> {
     }
     let moment =
         |micros: u64| clock.moment_of_wall(SystemTime::UNIX_EPOCH + Duration::from_micros(micros));
-    let standings = content.standings.into_iter().take(MOST_STANDINGS).filter_map(|wire| {
-        let network: Network = wire.source.parse().ok()?;
+    if content.standings.len() > MOST_STANDINGS {
+        return Err(io::Error::other("it is longer than one of ours"));
+    }
+    let standing = |wire: Wire| {
+        let network: Network = wire.source.parse().map_err(io::Error::other)?;
         let prefix = network.prefix();
-        Some(Standing {
+        Ok(Standing {
             identity: wire.identity.into(),
             shown_as: wire.shown_as.into(),
             source: Source::of(network.address(), prefix, prefix),
@@ -111,9 +137,27 @@ pub fn load(path: &Path, clock: &Clock) -> io::Result<Vec<Standing>> {
             arrival: moment(wire.arrival),
             last_move: moment(wire.last_move),
             ordered_until: wire.ordered_until.map_or_else(Moment::default, moment),
+            ordered_at: wire.ordered_at.map(moment),
+            is_visit: wire.is_visit,
         })
-    });
-    Ok(standings.collect())
+    };
+    let standings = content.standings.into_iter().map(standing).collect::<io::Result<_>>()?;
+    let unknown_until = content.unknown_until.map_or_else(Moment::default, moment);
+    Ok(Some(Memory { standings, unknown_until }))
+}
+
+/// Whether there should be a file: the block log has a record of somebody whom a daemon that keeps
+/// one acted upon so lately that it would tell of it at `now`. Where no daemon ever ran there is
+/// none.
+#[must_use]
+pub fn is_missed(block_log: &Path, remembered_for: Duration, now: Timestamp) -> bool {
+    let Ok(since) = now.checked_sub(remembered_for) else { return true };
+    reading::latest(block_log).any(|told| {
+        // A dry run keeps none, nor who believes the log.
+        told.time > since
+            && told.evidence == Evidence::Kernel.name()
+            && told.outcome != Outcome::DryRun.name()
+    })
 }
 
 /// The file, as it is kept up to date.
@@ -121,9 +165,11 @@ pub fn load(path: &Path, clock: &Clock) -> io::Result<Vec<Standing>> {
 pub struct StateFile {
     path: PathBuf,
     gathered: Vec<Standing>,
+    /// The last sign of life among those that there was no room for.
+    left_out: Option<Moment>,
     begun: Instant,
     gathering: bool,
-    writing: Option<(SyncSender<Vec<Standing>>, JoinHandle<()>)>,
+    writing: Option<(SyncSender<Memory>, JoinHandle<()>)>,
     /// How each write ended.
     written: mpsc::Receiver<io::Result<()>>,
     /// What was told since the last write that went well.
@@ -134,13 +180,13 @@ impl StateFile {
     /// Will write to `path`, from a thread of its own.
     pub fn start(path: PathBuf, clock: Clock, now: Instant) -> io::Result<Self> {
         // Where the disk hangs, one waits and later ones are left out: nothing piles up.
-        let (contents, waiting) = mpsc::sync_channel::<Vec<Standing>>(1);
+        let (contents, waiting) = mpsc::sync_channel::<Memory>(1);
         let (ended, written) = mpsc::channel();
         let target = path.clone();
         let thread =
             std::thread::Builder::new().name("refract-state".to_owned()).spawn(move || {
-                for standings in waiting {
-                    let written = content(&standings, &clock).and_then(|it| write(&target, &it));
+                for memory in waiting {
+                    let written = content(&memory, &clock).and_then(|it| write(&target, &it));
                     if ended.send(written).is_err() {
                         return;
                     }
@@ -149,8 +195,10 @@ impl StateFile {
         Ok(Self {
             path,
             gathered: Vec::new(),
+            left_out: None,
             begun: now,
-            gathering: false,
+            // At once, so that a run that ends soon and without warning leaves a file, too.
+            gathering: true,
             writing: Some((contents, thread)),
             written,
             trouble: None,
@@ -169,7 +217,7 @@ impl StateFile {
             self.gather(standings);
             if is_over {
                 self.gathering = false;
-                self.hand_over();
+                self.hand_over(occupancy);
             }
         }
         self.untold()
@@ -199,6 +247,7 @@ impl StateFile {
         // The hand may stand anywhere: first to its end, then all the way.
         while self.gathering && !occupancy.standings(usize::MAX / 2).is_empty() {}
         self.gathered.clear();
+        self.left_out = None;
         loop {
             let standings = occupancy.standings(USERS_A_STEP);
             if standings.is_empty() {
@@ -206,50 +255,60 @@ impl StateFile {
             }
             self.gather(standings);
         }
-        shorten(&mut self.gathered);
+        let memory = self.take_gathered(occupancy);
         if let Some((contents, thread)) = self.writing.take() {
             // Only a thread that panicked is gone, and that has been printed.
-            let _ = contents.send(std::mem::take(&mut self.gathered));
+            let _ = contents.send(memory);
             drop(contents);
             let _ = thread.join();
         }
         self.untold()
     }
 
-    fn hand_over(&mut self) {
-        shorten(&mut self.gathered);
-        let gathered = std::mem::take(&mut self.gathered);
+    fn hand_over(&mut self, occupancy: &Occupancy) {
+        let memory = self.take_gathered(occupancy);
         if let Some((contents, _)) = &self.writing {
             // Where one waits already, the next will be newer; only a thread that panicked is gone,
             // and that has been printed.
-            let _ = contents.try_send(gathered);
+            let _ = contents.try_send(memory);
         }
     }
 
     fn gather(&mut self, standings: Vec<Standing>) {
         self.gathered.extend(standings);
         if self.gathered.len() >= 2 * MOST_STANDINGS {
-            shorten(&mut self.gathered);
+            self.left_out = self.left_out.max(shorten(&mut self.gathered));
         }
+    }
+
+    fn take_gathered(&mut self, occupancy: &Occupancy) -> Memory {
+        let left_out = self.left_out.take().max(shorten(&mut self.gathered));
+        let unknown_until = occupancy.untold_until(left_out);
+        Memory { standings: std::mem::take(&mut self.gathered), unknown_until }
     }
 }
 
-/// Drops the longest silent beyond [`MOST_STANDINGS`].
-fn shorten(standings: &mut Vec<Standing>) {
-    if standings.len() > MOST_STANDINGS {
-        let last = |standing: &Standing| std::cmp::Reverse(standing.last_move);
-        standings.select_nth_unstable_by_key(MOST_STANDINGS, last);
-        standings.truncate(MOST_STANDINGS);
+/// Drops the longest silent beyond [`MOST_STANDINGS`]; gives the last sign of life among those.
+fn shorten(standings: &mut Vec<Standing>) -> Option<Moment> {
+    if standings.len() <= MOST_STANDINGS {
+        return None;
     }
+    let last = |standing: &Standing| std::cmp::Reverse(standing.last_move);
+    let (_, latest, _) = standings.select_nth_unstable_by_key(MOST_STANDINGS, last);
+    let latest = latest.last_move;
+    standings.truncate(MOST_STANDINGS);
+    Some(latest)
 }
 
 /// The file's content.
-fn content(standings: &[Standing], clock: &Clock) -> io::Result<Vec<u8>> {
+fn content(memory: &Memory, clock: &Clock) -> io::Result<Vec<u8>> {
     let micros = |moment| {
         let since = clock.wall(moment).duration_since(SystemTime::UNIX_EPOCH);
         u64::try_from(since.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
     };
-    let standings = standings
+    let unless_long_ago = |moment| (moment > Moment::default()).then(|| micros(moment));
+    let standings = memory
+        .standings
         .iter()
         .map(|standing| Wire {
             identity: (&*standing.identity).into(),
@@ -258,11 +317,14 @@ fn content(standings: &[Standing], clock: &Clock) -> io::Result<Vec<u8>> {
             first_seen: micros(standing.first_seen),
             arrival: micros(standing.arrival),
             last_move: micros(standing.last_move),
-            ordered_until: (standing.ordered_until > Moment::default())
-                .then(|| micros(standing.ordered_until)),
+            ordered_until: unless_long_ago(standing.ordered_until),
+            ordered_at: standing.ordered_at.map(micros),
+            is_visit: standing.is_visit,
         })
         .collect();
-    serde_json::to_vec(&Content { version: VERSION, standings }).map_err(io::Error::other)
+    let unknown_until = unless_long_ago(memory.unknown_until);
+    let content = Content { version: VERSION, standings, unknown_until };
+    serde_json::to_vec(&content).map_err(io::Error::other)
 }
 
 /// Replaces the file whole: a crash leaves the old one or the new one.
@@ -286,6 +348,7 @@ mod tests {
     use refract_core::{Accounts, Policy};
 
     use super::*;
+    use crate::audit::{Action, BlockFormat, Record, line};
 
     fn occupancy() -> Occupancy {
         Occupancy::new(Policy::default(), Arc::new(Accounts::default()))
@@ -302,6 +365,8 @@ mod tests {
             arrival: moment,
             last_move: moment,
             ordered_until: Moment::default(),
+            ordered_at: None,
+            is_visit: false,
         }
     }
 
@@ -321,15 +386,18 @@ mod tests {
             let standing = standing(user, source, &clock, ago);
             before.restore(&Standing { ordered_until: until, ..standing }, now);
         }
+        let visit = standing(b"admin", "198.51.100.12", &clock, 30);
+        before.restore(&Standing { is_visit: true, ..visit }, now);
         let file = StateFile::start(path.clone(), clock, Instant::now()).unwrap();
         assert_eq!(file.finish(&mut before), None);
 
         let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
-        let standings = load(&path, &clock).unwrap();
-        assert_eq!(standings.len(), 3);
+        let Memory { standings, unknown_until } = load(&path, &clock).unwrap().unwrap();
+        assert_eq!((standings.len(), unknown_until), (4, Moment::default()));
         assert!(standings.iter().any(|it| &*it.identity == b"\xff\x00\nbob"));
-        assert!(standings.iter().all(|it| it.is_ordered(now)));
+        assert!(standings.iter().all(|it| it.is_ordered(now) != it.is_visit));
+        assert_eq!(standings.iter().filter(|it| it.is_visit).count(), 1);
         let mut after = occupancy();
         for standing in &standings {
             after.restore(standing, now);
@@ -341,11 +409,16 @@ mod tests {
     fn a_file_that_cannot_be_ours_is_refused_and_none_is_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::start();
-        assert!(load(&folder.path().join("absent"), &clock).unwrap().is_empty());
+        assert!(load(&folder.path().join("absent"), &clock).unwrap().is_none());
         for (name, text) in [
             ("broken", "{\"version\":1,\"standings\":[{"),
             ("newer", "{\"version\":2,\"standings\":[]}"),
             ("alien", "hello"),
+            (
+                "nowhere",
+                "{\"version\":1,\"standings\":[{\"identity\":\"a\",\"shown_as\":\"a\",\
+                 \"source\":\"x\",\"first_seen\":1,\"arrival\":1,\"last_move\":1}]}",
+            ),
         ] {
             let path = folder.path().join(name);
             std::fs::write(&path, text).unwrap();
@@ -358,6 +431,30 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_missed_where_the_block_log_tells_of_a_run_that_kept_one() {
+        let (folder, now) = (tempfile::tempdir().unwrap(), Timestamp::now());
+        let path = folder.path().join("block.log");
+        let day = Duration::from_hours(24);
+        assert!(!is_missed(&path, day, now), "the first start of all");
+        let ban = |hours: u64| Record {
+            action: Action::Ban,
+            time: now.checked_sub(Duration::from_hours(hours)).unwrap(),
+            ..Record::of(b"alice".to_vec(), "198.51.100.7".to_owned())
+        };
+        for (what, record, expected) in [
+            ("a ban", ban(23), true),
+            ("a failure", Record { outcome: Outcome::Failed("x".to_owned()), ..ban(1) }, true),
+            ("a ban that is long ago", ban(24), false),
+            ("a dry run", Record { outcome: Outcome::DryRun, ..ban(1) }, false),
+            ("the word of the log", Record { evidence: "log", ..ban(1) }, false),
+            ("an adoption", Record { evidence: "kernel_set", ..ban(1) }, false),
+        ] {
+            std::fs::write(&path, line(&record, BlockFormat::Text)).unwrap();
+            assert_eq!(is_missed(&path, day, now), expected, "{what}");
+        }
+    }
+
+    #[test]
     fn a_place_that_cannot_be_written_is_told_once() {
         let (clock, now) = (Clock::start(), Instant::now());
         let mut file = StateFile::start("/nonexistent/refract.state".into(), clock, now).unwrap();
@@ -365,7 +462,7 @@ mod tests {
         file.tick(&mut occupancy, now + WRITE_PAUSE);
         let mut told = Vec::new();
         for round in 0..2u32 {
-            file.hand_over();
+            file.hand_over(&occupancy);
             let deadline = Instant::now() + Duration::from_secs(5);
             while Instant::now() < deadline && told.len() <= round as usize {
                 match file.written.recv_timeout(Duration::from_secs(5)) {
@@ -375,6 +472,22 @@ mod tests {
             }
         }
         assert_eq!(told.len(), 2, "each write is tried: {told:?}");
+        file.finish(&mut occupancy);
+    }
+
+    #[test]
+    fn the_first_file_is_there_before_anybody_can_be_missed() {
+        let (folder, clock, now) = (tempfile::tempdir().unwrap(), Clock::start(), Instant::now());
+        let path = folder.path().join("refract.state");
+        let mut file = StateFile::start(path.clone(), clock, now).unwrap();
+        let mut occupancy = occupancy();
+        assert_eq!(file.tick(&mut occupancy, now + Duration::from_secs(1)), None);
+        file.written.recv_timeout(Duration::from_secs(5)).unwrap().unwrap();
+        assert!(load(&path, &clock).unwrap().unwrap().standings.is_empty());
+        for second in 2..10 {
+            assert_eq!(file.tick(&mut occupancy, now + Duration::from_secs(second)), None);
+        }
+        assert!(file.written.try_recv().is_err(), "and the next one ten seconds later");
         file.finish(&mut occupancy);
     }
 
@@ -393,7 +506,7 @@ mod tests {
         let path = home.join("refract.state");
         let mut file = StateFile::start(path, clock, Instant::now()).unwrap();
         let mut write = || {
-            file.hand_over();
+            file.hand_over(&occupancy());
             let ended = file.written.recv_timeout(Duration::from_secs(5)).unwrap();
             file.judge(ended)
         };
@@ -413,9 +526,34 @@ mod tests {
             .map(|ago| standing(b"alice", "198.51.100.11", &clock, ago))
             .collect();
         let oldest = standings[MOST_STANDINGS - 1].last_move;
+        let left_out = standings[MOST_STANDINGS].last_move;
         standings.reverse();
-        shorten(&mut standings);
+        assert_eq!(shorten(&mut standings), Some(left_out));
         assert_eq!(standings.len(), MOST_STANDINGS);
         assert_eq!(standings.iter().map(|it| it.last_move).min(), Some(oldest));
+        assert_eq!(shorten(&mut standings), None);
+    }
+
+    #[test]
+    fn a_file_without_room_for_all_says_until_when_they_might_be_missed() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::start());
+        let path = folder.path().join("refract.state");
+        let mut file = StateFile::start(path.clone(), clock, Instant::now()).unwrap();
+        for ago in 0..=MOST_STANDINGS as u64 {
+            let ago = if ago == 0 { 1 } else { 7_200 };
+            file.gathered.push(standing(b"alice", "198.51.100.11", &clock, ago));
+        }
+        file.hand_over(&occupancy());
+        file.written.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+        let memory = load(&path, &clock).unwrap().unwrap();
+        assert_eq!(memory.standings.len(), MOST_STANDINGS);
+        let left = memory.unknown_until.saturating_since(clock.moment(Instant::now()));
+        let expected = Duration::from_hours(22);
+        assert!(left <= expected && left + Duration::from_mins(1) > expected, "{left:?}");
+        // What it is told of is handed on to the next file.
+        let mut after = occupancy();
+        after.doubt_neighbours(memory.unknown_until, clock.moment(Instant::now()));
+        assert_eq!(after.untold_until(None), memory.unknown_until);
+        file.finish(&mut occupancy());
     }
 }

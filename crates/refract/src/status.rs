@@ -10,7 +10,7 @@ use refract_core::Moment;
 
 use crate::{
     census::Census, enforce::Enforcer, escape::printable, firewall::Firewall, grade::Grade,
-    judge::Judge, sandbox::Sandbox,
+    judge::Judge, sandbox::Sandbox, tail::Counters as Read,
 };
 
 /// Watched users that are named; the rest is only counted.
@@ -36,7 +36,7 @@ pub fn block(
     grade: &Grade,
     census: Option<&Census>,
     (enforcer, firewall): (&Enforcer, Option<&Firewall>),
-    lookups: u64,
+    (lookups, read): (u64, Read),
     sandbox: &Sandbox,
     (now, moment): (Instant, Moment),
 ) -> Vec<String> {
@@ -71,6 +71,11 @@ pub fn block(
         judge.brakes.max_bans_withheld,
         judge.hiding.count(),
     ));
+    let spared = judge.spared;
+    lines.push(format!(
+        "spared shared_source={} unknown_neighbours={} proxy={}",
+        spared.shared_source, spared.unknown_neighbours, spared.proxy,
+    ));
     let counters = judge.occupancy.counters();
     let mut line = String::from("claims");
     for (name, count) in [
@@ -99,10 +104,16 @@ pub fn block(
         ("behind_cdn", counters.behind_cdn),
         ("late_slots", counters.late_slots),
         ("evicted_users", counters.evicted_users),
+        ("evicted_neighbours", counters.evicted_neighbours),
     ] {
         let _ = write!(line, " {name}={count}");
     }
     lines.push(line);
+    let roster = judge.roster_counters();
+    lines.push(format!(
+        "roster dropped_users={} dropped_neighbours={} forgotten_users={}",
+        roster.evicted_users, roster.evicted_neighbours, roster.forgotten_users,
+    ));
     if let Some(census) = census {
         lines.push(format!(
             "census walks={} closes_lost={} found_gone={} unnamed={} most_unnamed={}",
@@ -118,8 +129,13 @@ pub fn block(
     lines.push(format!("sandbox {sandbox}"));
     let reasons = judge.counters.reasons();
     lines.push(format!(
-        "log lines={} sightings={} offenders={}{}{reasons}",
+        "log lines={} oversized={} rotations={} truncations={} overflows={} sightings={} \
+         offenders={}{}{reasons}",
         judge.counters.lines,
+        read.oversized,
+        read.rotations,
+        read.truncations,
+        read.overflows,
         judge.counters.sightings,
         judge.counters.offenders,
         if reasons.is_empty() { "" } else { " " },

@@ -506,6 +506,8 @@ fn who_was_first_and_who_is_reset_on_sight_outlive_a_restart() -> Result<()> {
         it.reason == "on_sight" && it.peers == [again.local()]
     })?;
     assert_eq!((on_sight.source.as_str(), on_sight.killed), ("198.18.3.2", 1));
+    let order = on_sight.rests_on.unwrap();
+    assert!(order.source == "198.18.3.2" && order.ago_ms < 60_000, "{order:?}");
     // Now the second place is used first, and is the junior all the same.
     let mut second = stage.device(&sidecar, [198, 18, 5, 2].into(), "traveller");
     let mut first = stage.device(&sidecar, [198, 18, 5, 1].into(), "traveller");
@@ -535,8 +537,9 @@ fn a_state_file_that_is_broken_or_somebody_elses_is_said_once_and_harms_nobody()
         let sidecar = Sidecar::start_asking(&stage.lab, &[])?;
         let said = sidecar.wait_for_message("cannot read the state file")?;
         assert!(said.contains("refract.state"), "{said}");
+        // Whose neighbours they are is not known any more.
         let record = stage.sharers_are_cut(&sidecar, "sharer")?;
-        assert_eq!(record.action, "ban");
+        assert_eq!((&*record.action, &*record.reason), ("kill", "unknown_neighbours"));
         assert_eq!(sidecar.messages().matches("cannot read the state file").count(), 1);
         sidecar.stop()?;
         if broken == "link" {

@@ -307,6 +307,22 @@ fn a_forged_refusal_takes_nobodys_connection_out_of_sight_and_a_forged_port_0_na
 }
 
 #[test]
+fn a_line_right_behind_one_that_is_too_long_is_nobodys_word() -> Result<()> {
+    let stage = Stage::new()?;
+    let sidecar = Sidecar::start_asking(&stage.lab, &[])?;
+    let attacker = unnamed(&stage.crowd, address([198, 19, 0, 1]), AT)?;
+    // Both in one write, and so in one read.
+    let mut attack = vec![b'x'; 20_000];
+    attack.push(b'\n');
+    attack.extend(accepted_line(attacker.local(), &victim(1)).bytes());
+    sidecar.log().write(&attack)?;
+    let status =
+        sidecar.status_once("the lines to be read", |status| Ok(status.count("lines")? == 1))?;
+    assert_eq!((status.count("tainted")?, status.count("verified")?), (1, 0), "{status}");
+    Ok(())
+}
+
+#[test]
 fn a_line_for_a_handshake_that_was_never_finished_does_nothing() -> Result<()> {
     let stage = Stage::new()?;
     let sidecar = Sidecar::start_asking(&stage.lab, &[])?;

@@ -196,6 +196,22 @@ fn what_sigusr1_makes_it_say_it_says_once_more_at_its_end() -> Result<()> {
     let last = Status::last_in(&said).ok_or_else(|| LabError::new(format!("no status: {said}")))?;
     assert_eq!((last.count("lines")?, last.count("bans")?), (4, 2), "{last}");
     assert_eq!(last.lines_with("").len(), asked.lines_with("").len(), "{asked}\n{last}");
+    for counter in [
+        "oversized",
+        "rotations",
+        "truncations",
+        "overflows",
+        "shared_source",
+        "unknown_neighbours",
+        "proxy",
+        "evicted_users",
+        "evicted_neighbours",
+        "dropped_users",
+        "dropped_neighbours",
+        "forgotten_users",
+    ] {
+        assert_eq!(last.count(counter)?, 0, "{counter}");
+    }
     Ok(())
 }
 

@@ -90,6 +90,9 @@ fn a_json_record_says_who_what_why_and_how_long_it_took() -> Result<()> {
     assert_eq!(record.source, "198.51.100.12");
     assert_eq!(record.peers, [scene.named.local()]);
     assert_eq!((record.incumbents, record.places), (vec!["198.51.100.11".to_owned()], 1));
+    let held: Vec<_> =
+        record.held.iter().map(|it| (&*it.source, it.age_ms, it.silent_ms)).collect();
+    assert_eq!(held, [("198.51.100.11", 0, 0)], "both lines were read at once");
     assert_eq!(record.inbound.as_deref(), Some("vless-tcp"));
     assert_eq!((record.timeout_s, record.killed, record.flows), (90, 2, 0));
     assert_eq!(record.evidence, "log");
@@ -119,7 +122,8 @@ fn a_text_record_says_the_same_in_one_line() -> Result<()> {
         rest,
         format!(
             "ban user=\"alice@example.com\" source=198.51.100.12 peer={} \
-             incumbents=198.51.100.11 inbound=\"vless-tcp\" places=1 timeout=2s killed=2 flows=0 \
+             incumbents=198.51.100.11 held=\"198.51.100.11 age 0ms silent 0ms\" \
+             inbound=\"vless-tcp\" places=1 timeout=2s killed=2 flows=0 \
              latency={latency}us settled={settled}us evidence=log reason=places_held outcome=ok",
             scene.named.local()
         )

@@ -128,6 +128,8 @@ fn nine_colleagues_lose_no_byte_while_the_tenths_connections_die_on_sight() -> R
         status.lines_with("proxy source="),
         [format!("proxy source={OFFICE} users=8 (never banned)")]
     );
+    let spared = ["shared_source", "unknown_neighbours", "proxy"].map(|it| status.count(it).ok());
+    assert_eq!(spared, [Some(0), Some(0), Some(1)], "the verdict, and none of what followed");
     for colleague in colleagues {
         assert!(colleague.bytes()? > 10_000);
     }

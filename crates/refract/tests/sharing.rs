@@ -175,6 +175,8 @@ fn the_cut_device_that_comes_back_over_the_other_family_goes_at_once() -> Result
         assert_explained(over_v4, &subject(user), "ban", SECOND, &[FIRST]);
         let over_v6 = own.next().unwrap();
         assert_eq!((&*over_v6.source, &*over_v6.reason), (&*network, "other_family"));
+        let banned = over_v6.rests_on.as_ref().map(|it| &*it.source);
+        assert_eq!(banned, Some(&*over_v4.source));
         assert_eq!((&*over_v6.evidence, over_v6.killed), ("kernel", 1));
         Ok(network)
     })?;

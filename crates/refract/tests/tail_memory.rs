@@ -8,6 +8,7 @@ use std::{
 };
 
 use refract::tail::{LogTarget, Progress, Tail};
+use refract_core::line::Line;
 
 /// The most memory that this process has had resident so far, KiB.
 fn most_resident() -> Option<u64> {
@@ -26,7 +27,8 @@ fn a_line_of_a_gibibyte_takes_less_than_a_mebibyte() {
     let mut lines = Vec::new();
     let mut read = |tail: &mut Tail| {
         tail.woken(now);
-        while tail.read_chunk(now, |line| lines.push(line.to_vec())) == Progress::More {}
+        let mut take = |line: Line<'_>| lines.extend(line.whole().map(<[u8]>::to_vec));
+        while tail.read_chunk(now, &mut take) == Progress::More {}
     };
     read(&mut tail);
     let before = most_resident().unwrap();

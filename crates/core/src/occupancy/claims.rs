@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     accounts::{Account, Places},
+    bounded::Heard as _,
     brake::Brakes,
     identity,
     link::{Found, Sample},
@@ -132,8 +133,13 @@ impl Occupancy {
                 let (source, places) = (connection.source, account.places);
                 let hash = self.occupants.hash_of::<[u8]>(&identity);
                 self.neighbours.note(source, hash, moment);
-                if let Places::Limited(places) = places {
-                    self.enter(Arc::clone(&identity), sighting, source, places, moment);
+                match places {
+                    Places::Limited(places) => {
+                        self.enter(Arc::clone(&identity), sighting, source, places, moment);
+                    }
+                    Places::Unlimited | Places::Ignored => {
+                        self.visits.note(&identity, source, moment);
+                    }
                 }
             }
             Owner::Several | Owner::Refused => {}
@@ -172,7 +178,7 @@ impl Occupancy {
     }
 
     /// Takes the connection of `peer` away from its owner; `owner` says what it is from here on.
-    fn disown_as(&mut self, peer: Peer, owner: Owner) {
+    pub(super) fn disown_as(&mut self, peer: Peer, owner: Owner) {
         let Some(connection) = self.connections.get_mut(peer) else { return };
         let source = connection.source;
         if let Owner::User(before) = std::mem::replace(&mut connection.owner, owner)
@@ -189,6 +195,7 @@ impl Occupancy {
             // A ban of its source would hit everybody whom it carries.
             let hash = self.occupants.hash_of(identity);
             self.neighbours.note(connection.source, hash, now);
+            self.visits.note(&identity.into(), connection.source, now);
         }
     }
 
@@ -223,6 +230,7 @@ impl Occupancy {
         self.neighbours.note(source, hash, now);
         let Places::Limited(places) = places else {
             self.counters.unlimited += 1;
+            self.visits.note(&identity, source, now);
             return Verdict::Admit;
         };
         if !self.enter(Arc::clone(&identity), sighting, source, places, now) {
@@ -270,18 +278,25 @@ impl Occupancy {
     ) -> bool {
         let tag = self.tags.keep(sighting.inbound);
         let most = self.policy.with_places(places).sources_per_user();
+        let user = Arc::clone(&identity);
         let made = self.occupants.get_or_insert_unless_full(identity, Occupant::new);
         let Some((occupant, evicted)) = made else {
             self.counters.no_room += 1;
             return false;
         };
-        self.counters.evicted_users += u64::from(evicted.is_some());
+        if let Some(evicted) = evicted {
+            self.counters.evicted_users += 1;
+            self.visits.lose(evicted.last_heard());
+        }
         let Some((presence, gone)) = occupant.enter(source, sighting, most, now) else {
             self.counters.no_room += 1;
             return false;
         };
         presence.tag = tag;
         presence.opens(sighting.peer);
+        if let Some(gone) = &gone {
+            self.visits.note(&user, gone.source, gone.last_seen());
+        }
         let orphans = gone.map(|it| it.connections).unwrap_or_default();
         self.counters.no_room += u64::from(!orphans.is_empty());
         for peer in orphans {

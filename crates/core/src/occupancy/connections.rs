@@ -28,7 +28,7 @@ pub(super) enum Owner {
     /// Lines named different users for it.
     Several,
     /// It was there before this run, and no line that could be read back named it; or the source of
-    /// the user who owned it had to make room for another of his.
+    /// the user who owned it had to make room for another of his, or became exempt.
     Older,
     /// A `rejected` line named it.
     Refused,
@@ -91,6 +91,13 @@ impl Connections {
     pub(super) fn remove(&mut self, peer: Peer, cookie: u64) -> Option<Connection> {
         self.exact(peer, cookie)?;
         self.by_peer.remove(&peer)
+    }
+
+    /// The peers for which `is_wanted` holds and whose connections have an owner.
+    pub(super) fn owned_peers(&self, is_wanted: impl Fn(&Peer) -> bool) -> Vec<Peer> {
+        let is_owned = |it: &&Connection| matches!(it.owner, Owner::User(_));
+        let peers = self.by_peer.values().filter(is_owned).map(|it| it.link.peer);
+        peers.filter(is_wanted).collect()
     }
 
     /// Those for which `is_wanted` holds.

@@ -182,6 +182,14 @@ impl Occupant {
         family.begun = Some((source, begun));
     }
 
+    /// What he turned between so far says nothing any more.
+    pub(super) fn forget_turns(&mut self) {
+        for family in [&mut self.v4, &mut self.v6] {
+            family.begun = None;
+            family.turns.clear();
+        }
+    }
+
     /// How often he turned of late.
     pub(super) fn turns(&self, family: Family, measures: Measures, now: Moment) -> Turns {
         let turns = match family {

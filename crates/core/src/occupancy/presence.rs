@@ -96,6 +96,8 @@ pub(super) struct Presence {
     pub(super) acted_until: Moment,
     /// New connections of the user from here are reset on sight before this.
     pub(super) ordered_until: Moment,
+    /// When that was ordered.
+    pub(super) ordered_at: Option<Moment>,
 }
 
 impl Presence {
@@ -123,6 +125,7 @@ impl Presence {
             connections: Vec::new(),
             acted_until: Moment::default(),
             ordered_until: Moment::default(),
+            ordered_at: None,
         }
     }
 

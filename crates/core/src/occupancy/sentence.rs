@@ -18,8 +18,8 @@ use crate::{
     sessions::Offence,
     sighting::Peer,
     verdict::{
-        Abstention, Eviction, Evidence, Exhibit, Ground, Incumbent, Measure, Offender, Proof,
-        Question, Restraint, Verdict,
+        Abstention, Basis, Eviction, Evidence, Exhibit, Ground, Incumbent, Measure, Offender,
+        Proof, Question, Restraint, Verdict,
     },
 };
 
@@ -113,12 +113,10 @@ impl Occupancy {
             .into_iter()
             .filter_map(|(_, source)| self.offend(identity, source, brakes, now))
             .collect();
-        if offenders.is_empty() {
-            return;
-        }
+        let Some(source) = offenders.first().map(|offender| offender.source) else { return };
         let until = now.saturating_add(self.policy.timeout());
         if let Some(occupant) = self.occupants.get_mut::<[u8]>(identity) {
-            occupant.offend(family, Offence { at: now, until });
+            occupant.offend(family, Offence { at: now, until, source });
         }
         self.verdicts.push(Verdict::Evict(Eviction {
             user,
@@ -128,6 +126,7 @@ impl Occupancy {
             places,
             evidence: Evidence::Kernel,
             proof: Some(proof),
+            basis: None,
         }));
     }
 
@@ -144,19 +143,22 @@ impl Occupancy {
         let source = self.policy.source(peer.address);
         let occupant = self.occupants.get::<[u8]>(identity)?;
         let presence = occupant.at(source)?;
-        let (ground, offender) = if now < presence.ordered_until {
+        let (ground, basis, offender) = if now < presence.ordered_until {
             self.counters.on_sight += 1;
             // Where nothing else stands against a ban, a brake did when the order was given. Which
             // one is not kept: an order outlives the minute of a brake, which may not hold by now.
             let restraint = self.restraint(identity, source, now).unwrap_or(Restraint::UserBans);
             let link = self.connections.get(peer).map(|connection| connection.link);
+            let order = presence.ordered_at.map(|at| (source, at));
             let offender = self.offender(identity, source, link, Measure::Kill(restraint))?;
-            (Ground::OnSight, offender)
+            (Ground::OnSight, order, offender)
         } else if self.is_banned_device(occupant, presence, places, now) {
             self.counters.other_family += 1;
             // No offence of its own: else the device's next address in the first family would be
             // taken for one that comes back, and so on.
-            (Ground::OtherFamily, self.offend(identity, source, brakes, now)?)
+            let offence = occupant.offence_beside(source.family(), now);
+            let before = offence.map(|offence| (offence.source, offence.at));
+            (Ground::OtherFamily, before, self.offend(identity, source, brakes, now)?)
         } else {
             return None;
         };
@@ -172,6 +174,7 @@ impl Occupancy {
             places,
             evidence: Evidence::Kernel,
             proof: None,
+            basis: basis.map(|(source, at)| Basis { source, ago: now.saturating_since(at) }),
         }))
     }
 
@@ -232,7 +235,7 @@ impl Occupancy {
         let presence = self.presence_mut(identity, source)?;
         presence.acted_until = until;
         if let Measure::Kill(_) = measure {
-            presence.ordered_until = until;
+            (presence.ordered_at, presence.ordered_until) = (Some(now), until);
         }
         Some(offender)
     }

@@ -1,8 +1,11 @@
 //! Short lives, told step by step; long ones are in `tests/sim.rs`, those told in files in
 //! `tests/evidence`.
 
+mod carried_on;
 mod house;
+mod restart;
 mod scenarios;
+mod spared;
 
 use self::house::{House, at};
 use super::*;
@@ -480,6 +483,8 @@ fn what_a_phone_left_behind_is_nobody_after_a_restart_either() {
                 arrival: at(seen),
                 last_move: at(start - 100),
                 ordered_until: Moment::default(),
+                ordered_at: None,
+                is_visit: false,
             };
             if remembered {
                 house.occupancy.restore(&standing, at(start));

@@ -5,7 +5,7 @@
 
 use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 
-use refract_core::Exhibit;
+use refract_core::{Basis, Exhibit, Incumbent};
 use serde::Serialize;
 
 use super::{Action, Outcome, Record};
@@ -47,15 +47,21 @@ fn text(record: &Record) -> String {
         }
     }
     let inbound = record.inbound.as_deref().map_or_else(|| "-".to_owned(), quoted);
-    let outcome = match &record.outcome {
-        Outcome::Done => "ok".to_owned(),
-        Outcome::DryRun => "dry-run".to_owned(),
-        Outcome::Failed(sentence) => format!("failed error={}", quoted(sentence.as_bytes())),
-    };
+    let mut outcome = record.outcome.name().to_owned();
+    if let Outcome::Failed(sentence) = &record.outcome {
+        let _ = write!(outcome, " error={}", quoted(sentence.as_bytes()));
+    }
     if let Some(proof) = &record.proof {
         let _ = write!(line, " slot={}ms", proof.slot.as_millis());
         let exhibits: Vec<_> = proof.exhibits.iter().map(exhibit).collect();
         let _ = write!(line, " proof={}", quoted(exhibits.join("; ").as_bytes()));
+    }
+    if let Some(Basis { source, ago }) = &record.basis {
+        let _ = write!(line, " rests_on=\"{source} {}ms ago\"", ago.as_millis());
+    }
+    if !record.held.is_empty() {
+        let held: Vec<_> = record.held.iter().map(held).collect();
+        let _ = write!(line, " held={}", quoted(held.join("; ").as_bytes()));
     }
     if record.repeats > 0 {
         let _ = write!(line, " repeats={}", record.repeats);
@@ -74,6 +80,12 @@ fn text(record: &Record) -> String {
         record.reason,
     );
     line
+}
+
+/// One who holds a place, for people.
+fn held(incumbent: &Incumbent) -> String {
+    let Incumbent { source, age, silence, .. } = incumbent;
+    format!("{source} age {}ms silent {}ms", age.as_millis(), silence.as_millis())
 }
 
 /// One source of a proof, for people.
@@ -123,12 +135,10 @@ fn json(record: &Record) -> String {
             .proof
             .as_ref()
             .map(|proof| proof.exhibits.iter().map(WireExhibit::from).collect()),
+        rests_on: record.basis.as_ref().map(WireBasis::from),
+        held: record.held.iter().map(WireHeld::from).collect(),
         repeats: record.repeats,
-        outcome: match &record.outcome {
-            Outcome::Done => "ok",
-            Outcome::DryRun => "dry-run",
-            Outcome::Failed(_) => "failed",
-        },
+        outcome: record.outcome.name(),
         error: match &record.outcome {
             Outcome::Failed(sentence) => Some(printable(sentence.as_bytes())),
             Outcome::Done | Outcome::DryRun => None,
@@ -168,11 +178,46 @@ struct Wire<'a> {
     slot_ms: Option<u128>,
     #[serde(skip_serializing_if = "Option::is_none")]
     proof: Option<Vec<WireExhibit>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rests_on: Option<WireBasis>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    held: Vec<WireHeld>,
     #[serde(skip_serializing_if = "is_zero")]
     repeats: u64,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+/// The verdict that a record carries on.
+#[derive(Serialize)]
+struct WireBasis {
+    source: String,
+    ago_ms: u128,
+}
+
+impl From<&Basis> for WireBasis {
+    fn from(basis: &Basis) -> Self {
+        Self { source: basis.source.to_string(), ago_ms: basis.ago.as_millis() }
+    }
+}
+
+/// One who holds a place.
+#[derive(Serialize)]
+struct WireHeld {
+    source: String,
+    age_ms: u128,
+    silent_ms: u128,
+}
+
+impl From<&Incumbent> for WireHeld {
+    fn from(incumbent: &Incumbent) -> Self {
+        Self {
+            source: incumbent.source.to_string(),
+            age_ms: incumbent.age.as_millis(),
+            silent_ms: incumbent.silence.as_millis(),
+        }
+    }
 }
 
 /// One source of a proof.
@@ -234,6 +279,8 @@ mod tests {
             settled: Duration::from_micros(1234),
             evidence: "log",
             proof: None,
+            basis: None,
+            held: Vec::new(),
             repeats: 0,
             outcome: Outcome::Done,
         }
@@ -269,6 +316,35 @@ mod tests {
         assert_eq!(value["proof"][0]["answered_ms"], 150);
         assert_eq!(value["proof"][1]["bytes"][4], 5);
         assert_eq!((&value["slot_ms"], &value["repeats"]), (&1000.into(), &3.into()));
+    }
+
+    #[test]
+    fn where_there_are_no_numbers_the_record_says_what_it_rests_on_and_who_held_the_places() {
+        let source = |text: &str| refract_core::Source::of(text.parse().unwrap(), 32, 64);
+        let incumbent = |last: &str, age, silence| Incumbent {
+            source: source(last),
+            peer: refract_core::Peer { address: last.parse().unwrap(), port: 7 },
+            age: Duration::from_millis(age),
+            silence: Duration::from_millis(silence),
+        };
+        let basis = Basis { source: source("198.51.100.12"), ago: Duration::from_millis(1_500) };
+        let held =
+            vec![incumbent("198.51.100.11", 61_616, 300), incumbent("2001:db8::1", 5_000, 0)];
+        let record = Record { basis: Some(basis), held, repeats: 3, ..record() };
+        let text = line(&record, BlockFormat::Text);
+        let part = " rests_on=\"198.51.100.12 1500ms ago\" held=\"198.51.100.11 age 61616ms \
+                    silent 300ms; 2001:db8::/64 age 5000ms silent 0ms\" repeats=3 ";
+        assert!(text.contains(part), "{text}");
+        let value: serde_json::Value =
+            serde_json::from_str(&line(&record, BlockFormat::Json)).unwrap();
+        assert_eq!(
+            value["rests_on"],
+            serde_json::json!({"source": "198.51.100.12", "ago_ms": 1_500})
+        );
+        assert_eq!(
+            (&value["held"][0]["age_ms"], &value["held"][1]["silent_ms"]),
+            (&61_616.into(), &0.into())
+        );
     }
 
     #[test]

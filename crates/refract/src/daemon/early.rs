@@ -69,7 +69,7 @@ impl Early {
         };
         let read = tail.read_back(READ_BACK, |line| {
             lines += 1;
-            if let Some(missed) = judge.take_back(line, moment_of(lines)) {
+            if let Some(missed) = judge.read_back(line, moment_of(lines)) {
                 if late.len() == MOST_LATE {
                     late.pop_front();
                 }
@@ -77,6 +77,8 @@ impl Early {
             }
         });
         if let Err(trouble) = read {
+            // What is read next is the rest of that.
+            judge.taint.interrupt();
             warn!("{trouble}: who owns the connections that are open is not known");
         }
         for missed in late {

@@ -89,7 +89,7 @@ impl Daemon {
         self.judge.brakes.set_bounds(flags.user_bans, flags.max_bans);
         self.enforcer.set_terms(terms);
         let allow = flags.allow.iter().flat_map(|networks| networks.0.iter().copied()).collect();
-        self.judge.exemptions.set_allowed(allow);
+        self.judge.set_allowed(allow);
         Ok(())
     }
 }

@@ -13,7 +13,10 @@ use std::{
     time::Instant,
 };
 
-use refract_core::{Brakes, Evidence, Exemptions, Network, Places, Policy, Terms as PolicyTerms};
+use jiff::Timestamp;
+use refract_core::{
+    Brakes, Evidence, Exemptions, Moment, Network, Places, Policy, Terms as PolicyTerms,
+};
 use refract_kernel::{
     ban::LONGEST_TIMEOUT,
     host::{HostEvents, HostNetworks},
@@ -44,7 +47,7 @@ use crate::{
     privilege,
     repeats::Repeats,
     sandbox::{Needs, Sandbox},
-    state::{self, StateFile},
+    state::{self, Memory, StateFile},
     supervisor::Supervisor,
     tail::{LogTarget, Tail},
     telemetry::Telemetry,
@@ -101,7 +104,7 @@ impl Daemon {
         let census = if grade.wants_kernel() { Some(Census::start(&flags.dport)?) } else { None };
         grade.look(true, started, || witness.has_listener());
         judge.grade = grade.evidence;
-        recall(&mut judge, flags, &clock);
+        recall(&mut judge, flags, &clock, census.is_some());
         let state = if flags.dry_run || census.is_none() {
             None
         } else {
@@ -200,7 +203,8 @@ impl Daemon {
         match arms.bans.list() {
             Ok(bans) => {
                 let now = Instant::now();
-                for record in adopt::unexplained(&bans, &self.settings.flags.block_log) {
+                let block_log = &self.settings.flags.block_log;
+                for record in adopt::unexplained(&bans, block_log, Timestamp::now()) {
                     say_block(self.block_log.append(&record));
                 }
                 if !bans.is_empty() {
@@ -358,29 +362,44 @@ pub(super) fn rules(flags: &Flags) -> Result<(Policy, Terms), Error> {
     Ok((policy, terms))
 }
 
-/// Takes over what an earlier run remembered.
-fn recall(judge: &mut Judge, flags: &Flags, clock: &Clock) {
+/// Takes over what an earlier run remembered. Where this one keeps a state file, none may be
+/// missed.
+fn recall(judge: &mut Judge, flags: &Flags, clock: &Clock, keeps_one: bool) {
     let path = flags.state_path();
-    match state::load(&path, clock) {
-        Ok(standings) => {
-            let now = clock.moment(Instant::now());
-            let count = standings.len();
-            for standing in &standings {
-                judge.occupancy.restore(standing, now);
-            }
-            if count > 0 {
-                info!(standings = count, "who was where first is remembered");
-            }
-        }
-        Err(error) => warn!(
-            "cannot read the state file {}: {error}; who was where first is not remembered",
-            printable(path.as_os_str().as_encoded_bytes())
-        ),
+    let now = clock.moment(Instant::now());
+    let is_missed = || {
+        let remembered_for = judge.occupancy.policy().forget_after();
+        keeps_one && state::is_missed(&flags.block_log, remembered_for, Timestamp::now())
+    };
+    let name = printable(path.as_os_str().as_encoded_bytes());
+    let found = match state::load(&path, clock) {
+        Ok(None) if is_missed() => Err(format!(
+            "the state file {name} is gone, though an earlier run enforced within a day"
+        )),
+        Ok(memory) => Ok(memory.unwrap_or_default()),
+        Err(error) => Err(format!("cannot read the state file {name}: {error}")),
+    };
+    let memory = found.unwrap_or_else(|trouble| {
+        warn!(
+            "{trouble}; who was where first is not remembered, and as nobody is known to be alone \
+             at an address, offenders are disconnected but not banned for a day (unless with \
+             --action=ban)"
+        );
+        Memory { unknown_until: Moment::from_nanos(u64::MAX), ..Memory::default() }
+    });
+    judge.occupancy.doubt_neighbours(memory.unknown_until, now);
+    for standing in &memory.standings {
+        judge.occupancy.restore(standing, now);
+    }
+    // The allow list may be another than that run's.
+    judge.spare_exempt();
+    if !memory.standings.is_empty() {
+        info!(standings = memory.standings.len(), "who was where first is remembered");
     }
 }
 
-/// Takes over what this host's own addresses and gateways are now.
-pub(crate) fn settle_host(exemptions: &mut Exemptions, networks: &HostNetworks) {
+/// Takes over what this host's own addresses and gateways are now; `true` when they are others.
+pub(crate) fn settle_host(exemptions: &mut Exemptions, networks: &HostNetworks) -> bool {
     let own = networks
         .addresses
         .iter()
@@ -389,7 +408,7 @@ pub(crate) fn settle_host(exemptions: &mut Exemptions, networks: &HostNetworks) 
             networks.networks.iter().map(|(address, prefix)| Network::covering(*address, *prefix)),
         )
         .collect();
-    exemptions.set_host(own, networks.gateways.clone());
+    exemptions.set_host(own, networks.gateways.clone())
 }
 
 /// A socket that becomes readable when one of `signals` arrives.

@@ -10,7 +10,8 @@ use std::{
 };
 
 use refract_core::{
-    Eviction, Evidence, Exemptions, Link, Measure, Offender, Proof, Restraint, Source, Transport,
+    Basis, Eviction, Evidence, Exemptions, Incumbent, Link, Measure, Offender, Proof, Restraint,
+    Source, Transport,
 };
 use refract_kernel::{
     Error as KernelError,
@@ -46,6 +47,8 @@ pub(super) struct Case {
     /// Clients whose connections go on over another path of MPTCP. Each pass finds them.
     survivors: HashSet<SocketAddr>,
     proof: Option<Proof>,
+    basis: Option<Basis>,
+    held: Vec<Incumbent>,
     pub(super) targets: Vec<BanTarget>,
     incumbents: Vec<String>,
     places: usize,
@@ -83,6 +86,11 @@ impl Case {
             fallback: None,
             survivors: HashSet::new(),
             proof: eviction.proof.clone(),
+            basis: eviction.basis,
+            held: match eviction.proof {
+                Some(_) => Vec::new(),
+                None => eviction.incumbents.clone(),
+            },
             targets: Vec::new(),
             incumbents: eviction.incumbents.iter().map(|held| held.source.to_string()).collect(),
             places: eviction.places,
@@ -287,6 +295,8 @@ impl Case {
             settled: self.read_at.elapsed(),
             evidence: self.evidence,
             proof: self.proof,
+            basis: self.basis,
+            held: self.held,
             outcome: Outcome::of(dry_run, &self.troubles),
             ..Record::of(self.user.into_vec(), self.source.to_string())
         }
@@ -349,6 +359,7 @@ mod tests {
             places: 1,
             evidence: Evidence::Kernel,
             proof: None,
+            basis: None,
         };
         let exemptions = Exemptions::new(vec![exempt.parse().unwrap()]);
         let action = (Action::Ban, "overlap");

@@ -121,6 +121,7 @@ mod tests {
             places: 1,
             evidence: Evidence::Kernel,
             proof: (ground == Ground::Overlap).then_some(proof),
+            basis: None,
         }
     }
 

@@ -262,6 +262,8 @@ fn length(stat: &Stat) -> u64 {
 mod tests {
     use std::{fs, time::Duration};
 
+    use refract_core::line::Line;
+
     use super::{
         super::{LogTarget, OLD_IS_DONE_AFTER, Progress},
         *,
@@ -269,7 +271,9 @@ mod tests {
 
     fn lines(tail: &mut Tail, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
-        let mut take = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned());
+        let mut take = |line: Line<'_>| {
+            lines.extend(line.whole().map(|line| String::from_utf8_lossy(line).into_owned()));
+        };
         while tail.read_chunk(now, &mut take) == Progress::More {}
         lines
     }

@@ -42,6 +42,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use refract_core::line::Line;
 use rustix::{event::epoll, io::Errno};
 
 use self::{
@@ -242,8 +243,8 @@ impl Tail {
     }
 
     /// Reads one chunk of the oldest file that may hold something, 128 KiB at most, and gives the
-    /// lines that it completes.
-    pub fn read_chunk(&mut self, now: Instant, mut on_line: impl FnMut(&[u8])) -> Progress {
+    /// lines that it completes, and between them what it skips.
+    pub fn read_chunk(&mut self, now: Instant, mut on_line: impl FnMut(Line<'_>)) -> Progress {
         let Some(index) = self.sources.iter().position(|source| source.ready) else {
             return if self.ended { Progress::Ended } else { Progress::Drained };
         };
@@ -252,7 +253,7 @@ impl Tail {
         let oversized = source.oversized();
         let counters = &mut self.counters;
         let outcome = source.read(&self.gate, &mut self.buffer, now, |line| {
-            counters.lines += 1;
+            counters.lines += u64::from(line.whole().is_some());
             on_line(line);
         });
         counters.oversized += source.oversized() - oversized;
@@ -293,7 +294,7 @@ impl Tail {
     /// Gives the lines of the last `limit` bytes before the place where following begins, for a
     /// caller that wants to know the past: call it before the first [`read_chunk`](Self::read_chunk)
     /// and no line is missing or double between the two. Its lines are not counted.
-    pub fn read_back(&mut self, limit: u64, on_line: impl FnMut(&[u8])) -> Result<(), Trouble> {
+    pub fn read_back(&mut self, limit: u64, on_line: impl FnMut(Line<'_>)) -> Result<(), Trouble> {
         let Some(source) = self.sources.last() else { return Ok(()) };
         let Some(place) = source.place() else { return Ok(()) };
         let path = self.log.as_deref().unwrap_or(Path::new("standard input"));

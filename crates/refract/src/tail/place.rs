@@ -6,7 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use refract_core::line::{LineSplitter, MAX_LINE};
+use refract_core::line::{Line, LineSplitter, MAX_LINE};
 use rustix::{
     fs::fstat,
     io::{Errno, pread},
@@ -110,18 +110,22 @@ impl Place {
     }
 
     /// Gives the lines of the last `limit` bytes before the place, from the first that lies whole
-    /// within them.
+    /// within them. Where that is not the file's first, it is said before that something is
+    /// skipped.
     pub(super) fn read_back(
         &self,
         fd: BorrowedFd<'_>,
         limit: u64,
         buffer: &mut [u8],
-        mut on_line: impl FnMut(&[u8]),
+        mut on_line: impl FnMut(Line<'_>),
     ) -> Result<(), Errno> {
         let start = self.offset.saturating_sub(limit);
         // One byte earlier, so that a line that begins at `start` is seen to begin there.
         let mut from = start.saturating_sub(1);
         let mut is_cut = start > 0;
+        if is_cut {
+            on_line(Line::Skipped);
+        }
         let mut lines = LineSplitter::new();
         while from < self.offset {
             let left = usize::try_from(self.offset - from).unwrap_or(usize::MAX);

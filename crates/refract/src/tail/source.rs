@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use refract_core::line::LineSplitter;
+use refract_core::line::{Line, LineSplitter};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, epoll, poll},
     fs::{Mode, OFlags, Stat, fstat, open},
@@ -171,13 +171,13 @@ impl Source {
         }
     }
 
-    /// Reads once, as much as `buffer` takes, and gives the lines that this completes.
+    /// Reads once, as much as `buffer` takes, and gives the lines that this completes or skips.
     pub(super) fn read(
         &mut self,
         gate: &OwnedFd,
         buffer: &mut [u8],
         now: Instant,
-        on_line: impl FnMut(&[u8]),
+        on_line: impl FnMut(Line<'_>),
     ) -> Outcome {
         let outcome = match &mut self.kind {
             Kind::File(place) => match place.read(self.fd.as_fd(), buffer) {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use refract::tail::{LogTarget, News, Progress, Tail};
+use refract_core::line::Line;
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
@@ -46,7 +47,9 @@ impl Follower {
     pub(crate) fn read(&mut self) {
         loop {
             let lines = &mut self.lines;
-            let take = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned());
+            let take = |line: Line<'_>| {
+                lines.extend(line.whole().map(|line| String::from_utf8_lossy(line).into_owned()));
+            };
             match self.tail.read_chunk(self.now, take) {
                 Progress::More => {}
                 Progress::Drained => return,

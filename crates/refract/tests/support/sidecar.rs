@@ -51,10 +51,30 @@ pub(crate) struct Record {
     pub(crate) reason: String,
     pub(crate) slot_ms: Option<u64>,
     pub(crate) proof: Option<Vec<Exhibit>>,
+    pub(crate) rests_on: Option<Basis>,
+    #[serde(default)]
+    pub(crate) held: Vec<Held>,
     #[serde(default)]
     pub(crate) repeats: u64,
     pub(crate) outcome: String,
     pub(crate) error: Option<String>,
+}
+
+/// The verdict that a record carries on.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Basis {
+    pub(crate) source: String,
+    pub(crate) ago_ms: u64,
+}
+
+/// One who holds a place.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Held {
+    pub(crate) source: String,
+    pub(crate) age_ms: u64,
+    pub(crate) silent_ms: u64,
 }
 
 /// One source of a record's proof.
