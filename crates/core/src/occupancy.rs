@@ -22,8 +22,8 @@
 //! refused is nobody's.
 //!
 //! **Bounds.** Users (the longest silent of sixteen goes, unless it has connections open), the
-//! sources of each (the longest silent one, those without connections first, and never the most senior
-//! of a family; connections that it had are nobody's from then on),
+//! sources of each (the longest silent one goes, but never one with connections open, nor the most
+//! senior of a family; a source that does not fit is not taken, and what is opened there is reset),
 //! connections (none goes; what does not fit is not taken), who is at which source (the longest
 //! silent of sixteen).
 
@@ -93,16 +93,14 @@ pub struct Counters {
     pub tainted: u64,
     /// Claims for a connection that a `rejected` line had named.
     pub refused: u64,
-    /// Claims for a connection that is older than this run and that nobody owned at its start, or
-    /// whose owner's source had to make room for another.
+    /// Claims for a connection that is older than this run and that nobody owned at its start.
     pub older: u64,
     /// Claims for a connection of another user: it carries several, and is evidence no more.
     pub carriers: u64,
     /// Claims of users who are ignored or have any number of places.
     pub unlimited: u64,
     /// Confirmed claims, connections that nobody owns, and connections whose users count elsewhere
-    /// under other rules, that found no room; and sources that had to make room for another with
-    /// connections open.
+    /// under other rules, that found no room.
     pub no_room: u64,
     /// Questions put.
     pub asked: u64,
@@ -112,6 +110,8 @@ pub struct Counters {
     pub violations: u64,
     /// Connections from where a user's are reset on sight.
     pub on_sight: u64,
+    /// Connections from more sources than are kept for one user.
+    pub too_many_sources: u64,
     /// Devices that came back in the other address family.
     pub other_family: u64,
     /// Violations and questions that were not acted upon because a CDN seems to be in front.
@@ -397,13 +397,19 @@ impl Occupancy {
                 continue;
             };
             self.counters.evicted_users += u64::from(evicted.is_some());
-            if let Some(presence) = occupant.at_mut(source) {
+            let is_taken = if let Some(presence) = occupant.at_mut(source) {
                 presence.opens(peer);
+                true
             } else if occupant.presences.len() < most {
                 moved.connections = vec![peer];
                 occupant.insert(moved);
+                true
             } else {
                 self.counters.no_room += 1;
+                false
+            };
+            if let Some(connection) = self.connections.get_mut(peer) {
+                connection.is_outside = !is_taken;
             }
         }
     }

@@ -146,6 +146,9 @@ pub enum Ground {
     Overlap,
     /// A new connection from where the user's connections are being reset on sight.
     OnSight,
+    /// A new connection of a user who has connections open at as many sources as are kept for one,
+    /// from none of them.
+    TooManySources,
     /// A source that the user was never at appeared in the other address family while a ban of his
     /// lasts: the banned device again.
     OtherFamily,
@@ -161,6 +164,7 @@ impl Ground {
             Self::PlacesHeld => "places_held",
             Self::Overlap => "overlap",
             Self::OnSight => "on_sight",
+            Self::TooManySources => "too_many_sources",
             Self::OtherFamily => "other_family",
             Self::StillBanned => "still_banned",
         }
@@ -220,6 +224,9 @@ pub enum Restraint {
     Proxy,
     /// The user is at so many sources, most of them others' too, that a CDN is in front.
     BehindCdn,
+    /// The user has connections open at as many sources as are kept for one: what a ban of another
+    /// would hit is not known, and one connection is enough.
+    TooManySources,
     /// As many sources of this user were banned within a minute as may be.
     UserBans,
     /// As many users were banned within a minute as may be.
@@ -240,6 +247,7 @@ impl Restraint {
             Self::UnknownNeighbours => "unknown_neighbours",
             Self::Proxy => "proxy",
             Self::BehindCdn => "behind_cdn",
+            Self::TooManySources => "too_many_sources",
             Self::UserBans => "user_bans_reached",
             Self::MaxBans => "max_bans_reached",
             Self::ByOrder => "by_order",

@@ -95,6 +95,7 @@ pub fn block(
         ("answered", counters.answered),
         ("overlap", counters.violations),
         ("on_sight", counters.on_sight),
+        ("too_many_sources", counters.too_many_sources),
         ("other_family", counters.other_family),
         ("behind_cdn", counters.behind_cdn),
         ("late_slots", counters.late_slots),

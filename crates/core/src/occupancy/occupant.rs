@@ -62,7 +62,7 @@ impl Occupant {
         Self::default()
     }
 
-    /// The presence at `source`, and the one that made room for it where there were `most` of them;
+    /// The presence at `source`, for which another one makes room where there are `most` of them;
     /// `None` when all of those have to stay.
     pub(super) fn enter(
         &mut self,
@@ -70,14 +70,13 @@ impl Occupant {
         sighting: &Sighting<'_>,
         most: usize,
         now: Moment,
-    ) -> Option<(&mut Presence, Option<Presence>)> {
+    ) -> Option<&mut Presence> {
         let place = self.presences.iter().position(|presence| presence.source == source);
-        let mut gone = None;
         let place = if let Some(place) = place {
             place
         } else {
             if self.presences.len() >= most {
-                gone = Some(self.make_room(now)?);
+                self.make_room(now)?;
             }
             self.presences.push(Presence::new(source, sighting.peer, sighting.user, now));
             self.presences.len() - 1
@@ -88,7 +87,7 @@ impl Occupant {
         if *presence.shown_as != *sighting.user {
             presence.shown_as = sighting.user.into();
         }
-        Some((presence, gone))
+        Some(presence)
     }
 
     /// Takes in a presence from elsewhere, at its rank.
@@ -202,10 +201,11 @@ impl Occupant {
         }
     }
 
-    /// The longest silent source goes: one without connections, before one that has some; those under
-    /// an order last. Where he was first seen of all, in each family, stays: else whoever turns up at
-    /// enough sources could make a newcomer of him.
-    fn make_room(&mut self, now: Moment) -> Option<Presence> {
+    /// The longest silent source goes, those under an order last. One with connections open stays:
+    /// else whoever opens enough elsewhere could have it forgotten that somebody is at work there.
+    /// Where he was first seen of all, in each family, stays too: else whoever turns up at enough
+    /// sources could make a newcomer of him.
+    fn make_room(&mut self, now: Moment) -> Option<()> {
         let senior = |family: Family| {
             let of_family = self.presences.iter().filter(|it| it.source.family() == family);
             of_family.min_by_key(|it| it.first_seen).map(|it| it.source)
@@ -215,12 +215,13 @@ impl Occupant {
             .presences
             .iter()
             .enumerate()
+            .filter(|(_, presence)| presence.connections.is_empty())
             .filter(|(_, presence)| !seniors.contains(&Some(presence.source)))
             .min_by_key(|(_, presence)| {
-                let is_open = !presence.connections.is_empty();
                 let is_ordered = presence.acted_until.max(presence.ordered_until) > now;
-                (is_ordered, is_open, presence.last_seen())
+                (is_ordered, presence.last_seen())
             })?;
-        Some(self.presences.remove(place))
+        self.presences.remove(place);
+        Some(())
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     overlap::SLOTS,
     policy::{Action, Keep},
     sessions::Offence,
-    sighting::Peer,
+    sighting::{Peer, Sighting},
     verdict::{
         Abstention, Eviction, Evidence, Exhibit, Ground, Incumbent, Measure, Offender, Proof,
         Question, Restraint, Verdict,
@@ -57,7 +57,8 @@ impl Occupancy {
         now: Moment,
     ) -> bool {
         let Some(source) = sources.first().copied() else { return false };
-        let Some(count) = self.behind_cdn(identity, now) else { return false };
+        let is_present = |presence: &Presence| presence.is_present(self.measures, now);
+        let Some(count) = self.behind_cdn(identity, is_present, now) else { return false };
         let Some(occupant) = self.occupants.get::<[u8]>(identity) else { return false };
         let user = occupant.shown_as().into();
         let proof = self.proof(identity, source.family(), slot, now);
@@ -175,6 +176,49 @@ impl Occupancy {
         }))
     }
 
+    /// A user with connections open at as many sources as are kept for one opens another from
+    /// elsewhere: what nobody can look at there is reset, or it would be where to hide. Whoever else
+    /// is at that source does not matter, because nothing but this connection is touched.
+    pub(super) fn turn_away(
+        &mut self,
+        identity: &Arc<[u8]>,
+        sighting: &Sighting<'_>,
+        places: usize,
+        now: Moment,
+    ) -> Verdict {
+        let Some(connection) = self.connections.get(sighting.peer) else { return Verdict::Admit };
+        let (source, link) = (connection.source, connection.link);
+        if now < self.verdicts_from {
+            return Verdict::Admit;
+        }
+        let is_open = |presence: &Presence| !presence.connections.is_empty();
+        if self.behind_cdn(identity, is_open, now).is_some() {
+            self.counters.behind_cdn += 1;
+            return Verdict::Admit;
+        }
+        self.counters.too_many_sources += 1;
+        let presences = self.occupants.get::<[u8]>(identity).map(|it| it.presences.as_slice());
+        let others = presences.unwrap_or_default().iter().filter(|it| it.acted_until <= now);
+        let mut incumbents = incumbents(others.filter(|it| is_open(it)), now);
+        incumbents.truncate(places);
+        Verdict::Evict(Eviction {
+            user: sighting.user.into(),
+            ground: Ground::TooManySources,
+            offenders: vec![Offender {
+                source,
+                peer: sighting.peer,
+                transport: sighting.transport,
+                inbound: sighting.inbound.map(Box::from),
+                links: vec![link],
+                measure: Measure::Kill(Restraint::TooManySources),
+            }],
+            incumbents,
+            places,
+            evidence: Evidence::Kernel,
+            proof: None,
+        })
+    }
+
     /// The numbers of every source of a family that moved of late.
     fn proof(&self, identity: &[u8], family: Family, slot: u64, now: Moment) -> Proof {
         let presences = self.occupants.get(identity).map(|it| it.presences.as_slice());
@@ -281,15 +325,20 @@ impl Occupancy {
         })
     }
 
-    /// How many sources a user is at work from, if they are so many, and so many of them others'
-    /// too, that the addresses must be a CDN's.
-    fn behind_cdn(&self, identity: &[u8], now: Moment) -> Option<usize> {
+    /// How many sources of a user count, if they are so many, and so many of them others' too, that
+    /// the addresses must be a CDN's.
+    fn behind_cdn(
+        &self,
+        identity: &[u8],
+        counts: impl Fn(&Presence) -> bool,
+        now: Moment,
+    ) -> Option<usize> {
         let occupant = self.occupants.get(identity)?;
         let hash = self.occupants.hash_of(identity);
         let present: Vec<Source> = occupant
             .presences
             .iter()
-            .filter(|presence| presence.is_present(self.measures, now))
+            .filter(|presence| counts(presence))
             .map(|presence| presence.source)
             .collect();
         if present.len() < self.policy.cdn_sources() {

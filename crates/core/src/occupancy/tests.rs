@@ -295,22 +295,109 @@ fn at_a_shared_source_only_his_own_connections_go_and_again_on_sight() {
     assert!(house.open("alice", AWAY_AGAIN).is_empty(), "the order has run out");
 }
 
+/// As many sources as are kept for a user with one place.
+const MOST_SOURCES: usize = 66;
+
+/// An idle connection from each of `numbers` sources.
+fn idle_from(house: &mut House, user: &str, numbers: std::ops::RangeInclusive<u8>) -> Vec<Verdict> {
+    numbers.flat_map(|number| house.open(user, &format!("203.0.113.{number}:1"))).collect()
+}
+
 #[test]
-fn idle_connections_from_however_many_sources_hide_nobody() {
+fn who_has_connections_open_at_as_many_sources_as_are_kept_is_reset_at_another() {
     let mut house = House::new(Terms::default());
     house.open("alice", HOME);
-    for number in 1..=100 {
-        house.open("alice", &format!("203.0.113.{number}:1"));
-        house.pass(1_000, &[HOME]);
+    assert_eq!(idle_from(&mut house, "alice", 1..=65), []);
+    assert_eq!(house.everything().len(), MOST_SOURCES);
+    // Another user is there, who loses nothing.
+    house.open("bob", "198.51.100.12:7");
+    for peer in [AWAY, AWAY_AGAIN] {
+        let (eviction, sources) = evicted(&house.open("alice", peer));
+        assert_eq!((eviction.ground, &*sources[0]), (Ground::TooManySources, "198.51.100.12"));
+        let offender = &eviction.offenders[0];
+        assert_eq!(offender.measure, Measure::Kill(Restraint::TooManySources));
+        let reset: Vec<_> = offender.links.iter().map(|link| link.peer.to_string()).collect();
+        assert_eq!(reset, [peer], "and nothing else");
+        let stays: Vec<_> = eviction.incumbents.iter().map(|it| it.source.to_string()).collect();
+        assert_eq!(stays, ["198.51.100.11"]);
     }
-    assert!(house.occupancy.counters().no_room > 30);
+    assert_eq!(house.occupancy.counters().too_many_sources, 2);
+    assert!(house.open("alice", HOME_AGAIN).is_empty(), "he is there already");
+    house.close("203.0.113.1:1");
+    assert!(house.open("alice", AWAY).is_empty(), "there is room again");
+}
+
+#[test]
+fn a_source_with_open_connections_makes_room_for_nobody() {
+    // Two at home, of whom one is quiet; a guest opens connections from everywhere, and closes them.
+    let mut house = House::new(Terms { places: 2, ..Terms::default() });
+    let second = "198.51.100.13:1";
+    house.open("alice", HOME);
+    house.pass(1_000, &[HOME]);
+    house.open("alice", second);
+    house.pass(10_000, &[HOME]);
+    idle_from(&mut house, "alice", 1..=100);
+    for number in 1..=100 {
+        house.close(&format!("203.0.113.{number}:1"));
+    }
+    house.pass(1_000, &[HOME]);
+    house.open("alice", AWAY);
+    house.pass(10_000, &[HOME, AWAY]);
+    let three = ["198.51.100.11", "198.51.100.13", "198.51.100.12"];
+    let (eviction, sources) = evicted(&browse_together(&mut house, "alice", &three));
+    assert_eq!(sources, ["198.51.100.12"], "the guest, not whoever was quiet");
+    assert_eq!(eviction.incumbents.len(), 2);
+}
+
+#[test]
+fn idle_connections_from_however_many_sources_hide_nobody() {
+    let mut house = House::new(Terms { asking: false, ..Terms::default() });
+    house.open("alice", HOME);
     house.pass(20_000, &[HOME]);
     house.open("alice", AWAY);
-    let (_, sources) = evicted(&browse_together(&mut house, "alice", &BOTH));
-    assert_eq!(sources, ["198.51.100.12"], "and where he was first of all stays");
-    // Whoever made room is nobody's, and a line makes no carrier of him.
-    house.line("bob", "203.0.113.1:1");
-    assert_eq!(house.occupancy.counters().carriers, 0);
+    idle_from(&mut house, "alice", 1..=100);
+    let verdicts = house.pass(6_000, &[HOME, AWAY]);
+    assert_eq!(evicted(&verdicts).1, ["198.51.100.12"]);
+}
+
+#[test]
+fn what_found_no_room_before_verdicts_fall_is_reset_when_it_is_named_again() {
+    let mut house = House::new(Terms::default());
+    house.open("alice", HOME);
+    idle_from(&mut house, "alice", 1..=65);
+    house.occupancy.begin(at(house.now));
+    assert!(house.open("alice", AWAY).is_empty());
+    assert!(house.line("alice", AWAY).is_empty());
+    house.pass(6_000, &[HOME]);
+    let (eviction, _) = evicted(&house.line("alice", AWAY));
+    assert_eq!(eviction.ground, Ground::TooManySources);
+}
+
+#[test]
+fn what_found_no_room_is_taken_when_it_is_named_again_and_there_is_some() {
+    let mut house = House::new(Terms { asking: false, ..Terms::default() });
+    house.open("alice", HOME);
+    idle_from(&mut house, "alice", 1..=65);
+    house.occupancy.begin(at(house.now));
+    house.open("alice", AWAY);
+    house.close("203.0.113.1:1");
+    house.pass(6_000, &[HOME, AWAY]);
+    assert!(house.line("alice", AWAY).is_empty());
+    let verdicts = house.pass(10_000, &[HOME, AWAY]);
+    assert_eq!(evicted(&verdicts).1, ["198.51.100.12"]);
+}
+
+#[test]
+fn behind_a_cdn_nobody_is_reset_for_his_many_sources() {
+    let mut house = House::new(Terms::default());
+    for number in 1..=100 {
+        for (user, port) in [("alice", 1), ("bob", 2)] {
+            assert!(house.open(user, &format!("203.0.113.{number}:{port}")).is_empty());
+        }
+    }
+    let counters = house.occupancy.counters();
+    assert_eq!((counters.too_many_sources, counters.no_room), (0, 2 * 34));
+    assert_eq!(counters.behind_cdn, 2 * 34);
 }
 
 #[test]
