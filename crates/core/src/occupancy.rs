@@ -12,6 +12,7 @@
 //! | `connections` | which connections are open, and whose each is |
 //! | `presence` | one user at one source: arrival, moves, what was begun and asked |
 //! | `occupant` | one user: his presences, ranked, and what is to be looked at |
+//! | `comeback` | the device that was cut, back in the other address family |
 //! | `round` | the looks at the end of one slot, one after the other |
 //! | `sentence` | who goes, and how far one may go against him |
 //! | `standing` | what is remembered across restarts |
@@ -28,6 +29,7 @@
 //! silent of sixteen).
 
 mod claims;
+mod comeback;
 mod connections;
 mod occupant;
 mod presence;
@@ -43,6 +45,7 @@ use self::{
     occupant::{Occupant, Watch},
     presence::{Measures, Presence},
     round::Round,
+    sentence::Exhibited,
 };
 use crate::{
     accounts::{Accounts, Places},
@@ -466,23 +469,19 @@ impl Occupancy {
             }
             let asking = self.policy.asking();
             let turns = asking.then(|| occupant.turns(family, self.measures, now));
-            let named = |numbers: Vec<usize>| -> Vec<Source> {
-                numbers.into_iter().filter_map(|number| at.get(number).copied()).collect()
-            };
-            match overlap::judge(&seen, places, turns, self.measures.slot, now) {
+            match overlap::judge(&seen, places, turns, overlap::USUAL, self.measures.slot, now) {
                 Finding::Calm | Finding::Undecided => {}
                 Finding::Ask(numbers) => {
-                    let sources = named(numbers);
-                    if !self.refrain(identity, &sources, places, slot, now) {
-                        for source in sources {
-                            self.ask(identity, source, places, slot, now);
-                        }
-                    }
+                    let of_family = Exhibited::Family(family);
+                    self.ask_each(identity, &named(&at, &numbers), &of_family, places, slot, now);
                 }
                 Finding::Violation(numbers) => {
-                    self.sentence(identity, &named(numbers), places, slot, brakes, now);
+                    self.sentence(identity, &named(&at, &numbers), places, slot, brakes, now);
                 }
             }
+        }
+        for family in [Family::V4, Family::V6] {
+            self.conclude_comebacks(identity, family, places, slot, brakes, now);
         }
     }
 
@@ -492,6 +491,11 @@ impl Occupancy {
             Places::Unlimited | Places::Ignored => None,
         }
     }
+}
+
+/// The sources that `numbers` are the places of.
+fn named(sources: &[Source], numbers: &[usize]) -> Vec<Source> {
+    numbers.iter().filter_map(|number| sources.get(*number).copied()).collect()
 }
 
 /// Takes a new sample of a connection into account for its owner's presence; `true` when it moved.

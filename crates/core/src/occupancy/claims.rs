@@ -245,7 +245,7 @@ impl Occupancy {
             Entry::TooManySources => return self.turn_away(&identity, sighting, places, now),
         }
         self.opened(&identity, source, peer, found.sample, now);
-        if let Some(verdict) = self.on_arrival(&identity, peer, places, brakes, now) {
+        if let Some(verdict) = self.on_arrival(&identity, peer, places, now) {
             return verdict;
         }
         self.look_around(&identity, Some(places), now);

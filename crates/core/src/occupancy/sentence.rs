@@ -1,12 +1,12 @@
 //! Who goes, and how far one may go against him.
 //!
 //! Takes the sources that were proven to be at work at once; makes the verdict, with the numbers
-//! that prove it, and keeps what follows from it: no second verdict while it lasts, resets on sight,
-//! and the device that comes back in the other address family. It acts on nobody.
+//! that prove it, and keeps what follows from it: no second verdict while it lasts, and resets on
+//! sight. It acts on nobody.
 
 use std::sync::Arc;
 
-use super::{Occupancy, occupant::Occupant, presence::Presence};
+use super::{Occupancy, presence::Presence};
 use crate::{
     brake::{Brakes, Permit},
     link::Link,
@@ -23,12 +23,48 @@ use crate::{
     },
 };
 
+/// Which sources of a user a proof shows, where they moved of late.
+#[derive(Clone, Debug)]
+pub(super) enum Exhibited {
+    /// All of a family.
+    Family(Family),
+    /// These.
+    These(Vec<Source>),
+}
+
+impl Exhibited {
+    fn has(&self, source: Source) -> bool {
+        match self {
+            Self::Family(family) => source.family() == *family,
+            Self::These(sources) => sources.contains(&source),
+        }
+    }
+}
+
 impl Occupancy {
+    /// Puts the question to each of `sources`, unless a CDN seems to be in front.
+    pub(super) fn ask_each(
+        &mut self,
+        identity: &Arc<[u8]>,
+        sources: &[Source],
+        exhibited: &Exhibited,
+        places: usize,
+        slot: u64,
+        now: Moment,
+    ) {
+        if !self.refrain(identity, sources, exhibited, places, slot, now) {
+            for source in sources {
+                self.ask(identity, *source, exhibited, places, slot, now);
+            }
+        }
+    }
+
     /// Puts the question to a source that only finishes.
-    pub(super) fn ask(
+    fn ask(
         &mut self,
         identity: &Arc<[u8]>,
         source: Source,
+        exhibited: &Exhibited,
         places: usize,
         slot: u64,
         now: Moment,
@@ -41,7 +77,7 @@ impl Occupancy {
         if let Some(presence) = self.presence_mut(identity, source) {
             presence.is_asked(now);
         }
-        let proof = self.proof(identity, source.family(), slot, now);
+        let proof = self.proof(identity, exhibited, slot, now);
         self.counters.asked += 1;
         self.verdicts.push(Verdict::Ask(Question { user, source, link, places, proof }));
     }
@@ -52,6 +88,7 @@ impl Occupancy {
         &mut self,
         identity: &Arc<[u8]>,
         sources: &[Source],
+        exhibited: &Exhibited,
         places: usize,
         slot: u64,
         now: Moment,
@@ -61,7 +98,7 @@ impl Occupancy {
         let Some(count) = self.behind_cdn(identity, is_present, now) else { return false };
         let Some(occupant) = self.occupants.get::<[u8]>(identity) else { return false };
         let user = occupant.shown_as().into();
-        let proof = self.proof(identity, source.family(), slot, now);
+        let proof = self.proof(identity, exhibited, slot, now);
         self.counters.behind_cdn += 1;
         let until = now.saturating_add(self.policy.timeout());
         for source in sources {
@@ -87,7 +124,8 @@ impl Occupancy {
         now: Moment,
     ) {
         let Some(family) = proven.first().map(|source| source.family()) else { return };
-        let proof = self.proof(identity, family, slot, now);
+        let of_family = Exhibited::Family(family);
+        let proof = self.proof(identity, &of_family, slot, now);
         let Some(occupant) = self.occupants.get::<[u8]>(identity) else { return };
         let mut ranked: Vec<&Presence> =
             proven.iter().filter_map(|source| occupant.at(*source)).collect();
@@ -107,7 +145,7 @@ impl Occupancy {
 
         self.counters.violations += 1;
         let sources: Vec<Source> = offending.iter().map(|(_, source)| *source).collect();
-        if self.refrain(identity, &sources, places, slot, now) {
+        if self.refrain(identity, &sources, &of_family, places, slot, now) {
             return;
         }
         let offenders: Vec<Offender> = offending
@@ -132,42 +170,32 @@ impl Occupancy {
         }));
     }
 
-    /// What a confirmed new connection leads to by itself: a reset on sight, or the end of a device
-    /// that comes back in the other address family.
+    /// What a confirmed new connection leads to by itself: a reset on sight.
     pub(super) fn on_arrival(
         &mut self,
         identity: &Arc<[u8]>,
         peer: Peer,
         places: usize,
-        brakes: &mut Brakes,
         now: Moment,
     ) -> Option<Verdict> {
         let source = self.policy.source(peer.address);
-        let occupant = self.occupants.get::<[u8]>(identity)?;
-        let presence = occupant.at(source)?;
-        let (ground, offender) = if now < presence.ordered_until {
-            self.counters.on_sight += 1;
-            // Where nothing else stands against a ban, a brake did when the order was given. Which
-            // one is not kept: an order outlives the minute of a brake, which may not hold by now.
-            let restraint = self.restraint(identity, source, now).unwrap_or(Restraint::UserBans);
-            let link = self.connections.get(peer).map(|connection| connection.link);
-            let offender = self.offender(identity, source, link, Measure::Kill(restraint))?;
-            (Ground::OnSight, offender)
-        } else if self.is_banned_device(occupant, presence, places, now) {
-            self.counters.other_family += 1;
-            // No offence of its own: else the device's next address in the first family would be
-            // taken for one that comes back, and so on.
-            (Ground::OtherFamily, self.offend(identity, source, brakes, now)?)
-        } else {
+        let presence = self.occupants.get::<[u8]>(identity)?.at(source)?;
+        if presence.ordered_until <= now {
             return None;
-        };
+        }
+        self.counters.on_sight += 1;
+        // Where nothing else stands against a ban, a brake did when the order was given. Which one is
+        // not kept: an order outlives the minute of a brake, which may not hold by now.
+        let restraint = self.restraint(identity, source, now).unwrap_or(Restraint::UserBans);
+        let link = self.connections.get(peer).map(|connection| connection.link);
+        let offender = self.offender(identity, source, link, Measure::Kill(restraint))?;
         let occupant = self.occupants.get::<[u8]>(identity)?;
         let others = occupant.presences.iter().filter(|it| {
             it.source != source && it.acted_until <= now && it.is_present(self.measures, now)
         });
         Some(Verdict::Evict(Eviction {
             user: occupant.at(source)?.shown_as.clone(),
-            ground,
+            ground: Ground::OnSight,
             offenders: vec![offender],
             incumbents: incumbents(others, now),
             places,
@@ -219,13 +247,19 @@ impl Occupancy {
         })
     }
 
-    /// The numbers of every source of a family that moved of late.
-    fn proof(&self, identity: &[u8], family: Family, slot: u64, now: Moment) -> Proof {
+    /// The numbers of the sources that are to be shown, where they moved of late.
+    pub(super) fn proof(
+        &self,
+        identity: &[u8],
+        exhibited: &Exhibited,
+        slot: u64,
+        now: Moment,
+    ) -> Proof {
         let presences = self.occupants.get(identity).map(|it| it.presences.as_slice());
         let mut presences: Vec<&Presence> = presences
             .unwrap_or_default()
             .iter()
-            .filter(|it| it.source.family() == family && it.moved_until(slot) != 0)
+            .filter(|it| exhibited.has(it.source) && it.moved_until(slot) != 0)
             .collect();
         presences.sort_by_key(|presence| presence.first_seen);
         let exhibits = presences
@@ -257,7 +291,7 @@ impl Occupancy {
     }
 
     /// Takes it down that the user goes from `source`, and says how.
-    fn offend(
+    pub(super) fn offend(
         &mut self,
         identity: &Arc<[u8]>,
         source: Source,
@@ -350,42 +384,13 @@ impl Occupancy {
             .count();
         (shared * 2 >= present.len()).then_some(present.len())
     }
-
-    /// Whether a source that the user was never at before is the device that was cut in the other
-    /// family. With [`Keep::Last`] the device that has just come is as new as its two addresses, so
-    /// it is taken for that one until the places are held by sources that came since the violation.
-    fn is_banned_device(
-        &self,
-        occupant: &Occupant,
-        presence: &Presence,
-        places: usize,
-        now: Moment,
-    ) -> bool {
-        if now < self.verdicts_from || now < presence.acted_until {
-            return false;
-        }
-        let family = presence.source.family();
-        let Some(offence) = occupant.offence_beside(family, now) else { return false };
-        if presence.first_seen <= offence.at {
-            return false;
-        }
-        match self.policy.keep() {
-            Keep::First => true,
-            Keep::Last => {
-                let newer = occupant.presences.iter().filter(|other| {
-                    other.source != presence.source
-                        && other.source.family() == family
-                        && other.arrival >= offence.at
-                        && other.acted_until <= now
-                        && other.is_present(self.measures, now)
-                });
-                newer.count() >= places
-            }
-        }
-    }
 }
 
-fn incumbents<'a>(presences: impl Iterator<Item = &'a Presence>, now: Moment) -> Vec<Incumbent> {
+/// Those who stay, the most senior first.
+pub(super) fn incumbents<'a>(
+    presences: impl Iterator<Item = &'a Presence>,
+    now: Moment,
+) -> Vec<Incumbent> {
     let mut presences: Vec<&Presence> = presences.collect();
     presences.sort_by_key(|presence| presence.first_seen);
     let incumbent = |presence: &Presence| Incumbent {

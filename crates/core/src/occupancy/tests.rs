@@ -256,17 +256,157 @@ fn the_two_families_of_one_phone_are_counted_apart() {
     assert_eq!(house.pass(60_000, &[HOME, v6]), []);
 }
 
+const HOME6: &str = "[2001:db8:11::2]:40001";
+const NEW6: &str = "[2001:db8:12::2]:50001";
+const NEW6_AGAIN: &str = "[2001:db8:12::2]:50002";
+
+/// Alice is at home, over both families, and a guest of hers was banned a while ago, over IPv4.
+fn guest_is_banned(terms: Terms) -> House {
+    let mut house = House::new(terms);
+    house.open("alice", HOME);
+    house.open("alice", HOME6);
+    house.pass(20_000, &[HOME, HOME6]);
+    house.open("alice", AWAY);
+    let verdicts = browse_together(&mut house, "alice", &BOTH);
+    assert_eq!(evicted(&verdicts).1, ["198.51.100.12"]);
+    assert_eq!(house.pass(3_000, &[HOME, HOME6]), []);
+    house
+}
+
+fn close_all_at(house: &mut House, address: &str) {
+    let open = house.everything();
+    open.iter().filter(|peer| peer.starts_with(address)).for_each(|peer| house.close(peer));
+}
+
 #[test]
-fn the_banned_device_that_comes_back_in_the_other_family_goes_at_once() {
+fn the_banned_device_that_comes_back_in_the_other_family_goes_once_both_have_answered() {
+    let mut house = guest_is_banned(Terms::default());
+    assert!(house.open("alice", NEW6).is_empty(), "it may be her own phone");
+    let arrived = house.now;
+    let verdicts = until_asked(&mut house, &[HOME, NEW6]);
+    assert!(house.now - arrived <= 2_000, "{}", house.now - arrived);
+    assert_eq!(asked(&verdicts), ["198.51.100.11"]);
+    let Verdict::Ask(question) = &verdicts[0] else { unreachable!() };
+    assert_eq!(question.proof.exhibits.len(), 2, "of both families");
+    assert_eq!(house.pass(200, &[NEW6]), []);
+    assert_eq!(asked(&house.open("alice", HOME_AGAIN)), ["2001:db8:12::/64"]);
+    assert_eq!(house.pass(200, &[HOME_AGAIN]), []);
+    let (eviction, sources) = evicted(&house.open("alice", NEW6_AGAIN));
+    assert_eq!((eviction.ground, &*sources[0]), (Ground::OtherFamily, "2001:db8:12::/64"));
+    assert_eq!(eviction.offenders[0].measure, Measure::Ban);
+    let stays: Vec<_> = eviction.incumbents.iter().map(|it| it.source.to_string()).collect();
+    assert_eq!(stays, ["198.51.100.11"]);
+    assert_eq!(house.occupancy.counters().other_family, 1);
+}
+
+#[test]
+fn an_answer_from_before_a_device_came_in_the_other_family_proves_nothing_against_it() {
     let mut house = House::new(Terms::default());
     house.open("alice", HOME);
     house.pass(20_000, &[HOME]);
     house.open("alice", AWAY);
-    let verdicts = browse_together(&mut house, "alice", &BOTH);
-    assert_eq!(evicted(&verdicts).1, ["198.51.100.12"]);
-    let verdicts = house.open("alice", "[2001:db8:12::2]:50001");
-    let (eviction, sources) = evicted(&verdicts);
-    assert_eq!((eviction.ground, &*sources[0]), (Ground::OtherFamily, "2001:db8:12::/64"));
+    until_asked(&mut house, &[HOME, AWAY]);
+    house.pass(200, &[AWAY]);
+    house.open("alice", HOME_AGAIN);
+    house.pass(200, &[HOME_AGAIN]);
+    assert_eq!(evicted(&house.open("alice", AWAY_AGAIN)).1, ["198.51.100.12"]);
+
+    house.pass(100, &[HOME_AGAIN]);
+    house.open("alice", NEW6);
+    assert_eq!(house.pass(2_000, &[HOME_AGAIN, NEW6]), []);
+    let verdicts = house.open("alice", "198.51.100.11:40003");
+    assert_eq!(asked(&verdicts), ["2001:db8:12::/64"]);
+    house.pass(100, &[HOME_AGAIN]);
+    assert_eq!(house.open("alice", NEW6_AGAIN), [], "home has answered, but that was before");
+    let verdicts = until_asked(&mut house, &[HOME_AGAIN, NEW6_AGAIN]);
+    assert_eq!(asked(&verdicts), ["198.51.100.11"]);
+    house.pass(100, &[NEW6_AGAIN]);
+    let (eviction, _) = evicted(&house.open("alice", "198.51.100.11:40004"));
+    assert_eq!(eviction.ground, Ground::OtherFamily);
+}
+
+#[test]
+fn without_the_question_a_device_in_the_other_family_goes_after_two_slots() {
+    let mut house = guest_is_banned(Terms { asking: false, ..Terms::default() });
+    house.open("alice", NEW6);
+    let (eviction, _) = evicted(&house.pass(2_000, &[HOME, NEW6]));
+    assert_eq!(eviction.ground, Ground::OtherFamily);
+}
+
+#[test]
+fn a_phone_that_leaves_home_while_a_guest_of_the_other_family_is_banned_is_left_alone() {
+    for asking in [true, false] {
+        let mut house = guest_is_banned(Terms { asking, ..Terms::default() });
+        close_all_at(&mut house, "198.51.100.11:");
+        close_all_at(&mut house, "[2001:db8:11:");
+        // Its next network is new in both families.
+        let mut verdicts = house.open("alice", NEW6);
+        verdicts.extend(house.open("alice", "198.51.100.13:1"));
+        verdicts.extend(house.pass(40_000, &[NEW6, "198.51.100.13:1"]));
+        assert_eq!(verdicts, [], "asking: {asking}");
+    }
+}
+
+#[test]
+fn a_phone_whose_old_network_lingers_beside_the_ban_of_a_guest_is_asked_and_left_alone() {
+    let mut house = guest_is_banned(Terms::default());
+    house.open("alice", NEW6);
+    let mut questions = 0;
+    for number in 0..40 {
+        // What it opens anew, it opens where it is.
+        house.open("alice", &format!("[2001:db8:12::2]:{}", 60_000 + number));
+        let verdicts = house.pass(1_000, &[HOME, "198.51.100.11:2000", "198.51.100.11:2001", NEW6]);
+        let sources = asked(&verdicts);
+        assert!(sources.iter().all(|source| source == "198.51.100.11"), "{sources:?}");
+        questions += sources.len();
+    }
+    assert!((1..=3).contains(&questions), "{questions}");
+}
+
+#[test]
+fn a_phone_that_flaps_between_the_families_beside_the_ban_of_a_guest_is_left_alone() {
+    // It opens something every now and then where it is, and what it has left goes on for a while.
+    let habits = [(2_u64, 2), (3, 0), (4, 2), (6, 3)];
+    let each = |(stays, most)| (0..=most).map(move |lingers| (stays * 1_000, lingers * 1_000));
+    for (stays, lingers) in habits.into_iter().flat_map(each) {
+        let mut house = guest_is_banned(Terms::default());
+        close_all_at(&mut house, "198.51.100.11:");
+        close_all_at(&mut house, "[2001:db8:11:");
+        for step in 0..60_u64 {
+            let (turn, after) = (step * 900 / stays, step * 900 % stays);
+            let mut networks = ["[2001:db8:12::2]:", "198.51.100.11:"];
+            if turn % 2 == 1 {
+                networks.reverse();
+            }
+            let [here, left] = networks;
+            if after >= lingers {
+                close_all_at(&mut house, left);
+            }
+            let mut verdicts = house.open("alice", &format!("{here}{}", 61_000 + step));
+            let open = house.everything();
+            let moving: Vec<&str> = open.iter().map(String::as_str).collect();
+            verdicts.extend(house.pass(900, &moving));
+            let is_calm = |verdict: &Verdict| matches!(verdict, Verdict::Ask(_));
+            assert!(verdicts.iter().all(is_calm), "{stays} {lingers}: {verdicts:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_device_of_the_other_family_for_which_there_is_a_place_is_no_matter() {
+    let mut house = House::new(Terms { places: 2, ..Terms::default() });
+    let second = "198.51.100.13:1";
+    for peer in [HOME, second] {
+        house.open("alice", peer);
+        house.pass(10_000, &[HOME, second]);
+    }
+    house.open("alice", AWAY);
+    let three = ["198.51.100.11", "198.51.100.13", "198.51.100.12"];
+    assert_eq!(evicted(&browse_together(&mut house, "alice", &three)).1, ["198.51.100.12"]);
+    close_all_at(&mut house, "198.51.100.13");
+    house.pass(6_000, &[HOME]);
+    house.open("alice", NEW6);
+    assert_eq!(house.pass(20_000, &[HOME, NEW6]), []);
 }
 
 #[test]
