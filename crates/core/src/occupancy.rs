@@ -111,7 +111,8 @@ pub struct Counters {
     pub answered: u64,
     /// Violations by overlap.
     pub violations: u64,
-    /// Connections from where a user's are reset on sight.
+    /// Connections from where a user's are reset on sight, and from where he was banned by other
+    /// addresses.
     pub on_sight: u64,
     /// Connections from more sources than are kept for one user.
     pub too_many_sources: u64,

@@ -152,7 +152,8 @@ pub enum Ground {
     /// A source that the user was never at appeared in the other address family while a ban of his
     /// lasts: the banned device again.
     OtherFamily,
-    /// A source that lost its place to a newcomer was heard again while its ban lasts.
+    /// A source that lost its place was heard again while its ban lasts: to a newcomer, on the log's
+    /// word; on the kernel's evidence, from an address of it that the ban does not cover.
     StillBanned,
 }
 

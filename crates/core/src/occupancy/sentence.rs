@@ -1,15 +1,15 @@
 //! Who goes, and how far one may go against him.
 //!
 //! Takes the sources that were proven to be at work at once; makes the verdict, with the numbers
-//! that prove it, and keeps what follows from it: no second verdict while it lasts, and resets on
-//! sight. It acts on nobody.
+//! that prove it, and keeps what follows from it: no second verdict while it lasts, resets on sight,
+//! and which addresses a ban named. It acts on nobody.
 
 use std::sync::Arc;
 
-use super::{Occupancy, presence::Presence};
+use super::{Occupancy, connections::Owner, presence::Presence};
 use crate::{
     brake::{Brakes, Permit},
-    link::Link,
+    link::{Found, Link},
     moment::Moment,
     neighbours::Company,
     network::{Family, Source},
@@ -104,6 +104,7 @@ impl Occupancy {
         for source in sources {
             if let Some(presence) = self.presence_mut(identity, *source) {
                 presence.acted_until = until;
+                presence.banned.clear();
             }
         }
         let restraint = Restraint::BehindCdn;
@@ -189,15 +190,61 @@ impl Occupancy {
         let restraint = self.restraint(identity, source, now).unwrap_or(Restraint::UserBans);
         let link = self.connections.get(peer).map(|connection| connection.link);
         let offender = self.offender(identity, source, link, Measure::Kill(restraint))?;
+        self.again(identity, Ground::OnSight, offender, places, now)
+    }
+
+    /// Who was banned at the source of a connection that was [confirmed](Self::confirm) a moment ago
+    /// goes again, if his ban named other addresses of it. Call it where a ban does not cover all of
+    /// the source: elsewhere whoever is let in was so by the operator, or came before the ban.
+    pub fn go_round_a_ban(&mut self, found: &Found, brakes: &mut Brakes, now: Moment) -> Verdict {
+        self.banned_elsewhere(found.link, brakes, now).unwrap_or(Verdict::Admit)
+    }
+
+    fn banned_elsewhere(
+        &mut self,
+        link: Link,
+        brakes: &mut Brakes,
+        now: Moment,
+    ) -> Option<Verdict> {
+        let connection = self.connections.exact(link.peer, link.cookie)?;
+        let Owner::User(identity) = &connection.owner else { return None };
+        let (identity, source) = (Arc::clone(identity), connection.source);
+        let places = self.places_of(&identity)?;
+        let address = link.peer.address;
+        let presence = self.occupants.get::<[u8]>(&identity)?.at(source)?;
+        let is_banned = now < presence.acted_until && !presence.banned.is_empty();
+        if !is_banned || presence.banned.contains(&address) {
+            return None;
+        }
+        self.counters.on_sight += 1;
+        let measure = self.measure(&identity, source, brakes, now);
+        if measure == Measure::Ban {
+            self.presence_mut(&identity, source)?.is_banned_at(address);
+        }
+        let offender = self.offender(&identity, source, Some(link), measure)?;
+        self.again(&identity, Ground::StillBanned, offender, places, now)
+    }
+
+    /// The verdict on somebody against whom one fell a while ago.
+    fn again(
+        &self,
+        identity: &Arc<[u8]>,
+        ground: Ground,
+        offender: Offender,
+        places: usize,
+        now: Moment,
+    ) -> Option<Verdict> {
         let occupant = self.occupants.get::<[u8]>(identity)?;
         let others = occupant.presences.iter().filter(|it| {
-            it.source != source && it.acted_until <= now && it.is_present(self.measures, now)
+            it.source != offender.source
+                && it.acted_until <= now
+                && it.is_present(self.measures, now)
         });
         Some(Verdict::Evict(Eviction {
-            user: occupant.at(source)?.shown_as.clone(),
-            ground: Ground::OnSight,
-            offenders: vec![offender],
+            user: occupant.at(offender.source)?.shown_as.clone(),
+            ground,
             incumbents: incumbents(others, now),
+            offenders: vec![offender],
             places,
             evidence: Evidence::Kernel,
             proof: None,
@@ -298,21 +345,37 @@ impl Occupancy {
         brakes: &mut Brakes,
         now: Moment,
     ) -> Option<Offender> {
-        let measure = match self.restraint(identity, source, now) {
+        let measure = self.measure(identity, source, brakes, now);
+        let offender = self.offender(identity, source, None, measure)?;
+        let until = now.saturating_add(self.policy.timeout());
+        let presence = self.presence_mut(identity, source)?;
+        presence.acted_until = until;
+        presence.banned.clear();
+        match measure {
+            Measure::Ban => {
+                let links = offender.links.iter().map(|link| link.peer);
+                links.chain([offender.peer]).for_each(|peer| presence.is_banned_at(peer.address));
+            }
+            Measure::Kill(_) => presence.ordered_until = until,
+        }
+        Some(offender)
+    }
+
+    /// How far one may go against a user at a source. Whoever is banned is counted by the brakes.
+    fn measure(
+        &self,
+        identity: &Arc<[u8]>,
+        source: Source,
+        brakes: &mut Brakes,
+        now: Moment,
+    ) -> Measure {
+        match self.restraint(identity, source, now) {
             Some(restraint) => Measure::Kill(restraint),
             None => match brakes.permit(identity, now) {
                 Permit::Granted => Measure::Ban,
                 Permit::Withheld(restraint) => Measure::Kill(restraint),
             },
-        };
-        let offender = self.offender(identity, source, None, measure)?;
-        let until = now.saturating_add(self.policy.timeout());
-        let presence = self.presence_mut(identity, source)?;
-        presence.acted_until = until;
-        if let Measure::Kill(_) = measure {
-            presence.ordered_until = until;
         }
-        Some(offender)
     }
 
     /// Why a source may not be banned; brakes aside. The operator's order comes last: whoever is to

@@ -1023,3 +1023,59 @@ fn who_has_many_places_is_seen_when_he_is_at_more_sources_than_those() {
     assert_eq!((eviction.ground, eviction.places), (Ground::Overlap, 80));
     assert_eq!(house.occupancy.counters().no_room, 0);
 }
+
+/// A guest at 198.51.102.7 of a house where a /24 is one source was banned.
+fn banned_at_one_address_of_many(terms: Terms) -> House {
+    let mut house = House::new(Terms { ipv4_prefix: 24, ..terms });
+    house.open("alice", HOME);
+    house.pass(20_000, &[HOME]);
+    let together = ["198.51.102.7", "198.51.100.11"];
+    house.open("alice", "198.51.102.7:1");
+    assert_eq!(evicted(&browse_together(&mut house, "alice", &together)).1, ["198.51.102.0/24"]);
+    house
+}
+
+/// What a new connection of a user at a source that a ban may leave out in part leads to.
+fn go_round(house: &mut House, user: &str, peer: &str) -> Vec<Verdict> {
+    let mut verdicts = house.open(user, peer);
+    let found = house.found(House::peer(peer)).unwrap();
+    let now = at(house.now);
+    verdicts.extend(match house.occupancy.go_round_a_ban(&found, &mut house.brakes, now) {
+        Verdict::Admit => None,
+        verdict => Some(verdict),
+    });
+    house.obey(&mut verdicts);
+    verdicts
+}
+
+#[test]
+fn who_goes_on_from_another_address_of_the_source_that_he_was_banned_at_goes_again() {
+    let mut house = banned_at_one_address_of_many(Terms::default());
+    let (eviction, sources) = evicted(&go_round(&mut house, "alice", "198.51.102.8:1"));
+    assert_eq!((eviction.ground, &*sources[0]), (Ground::StillBanned, "198.51.102.0/24"));
+    let offender = &eviction.offenders[0];
+    assert_eq!((offender.measure, offender.peer), (Measure::Ban, House::peer("198.51.102.8:1")));
+    assert_eq!(offender.links.len(), 1);
+    assert_eq!(house.occupancy.counters().on_sight, 1);
+    // Whoever is let in where he was banned was so by the operator.
+    for banned in ["198.51.102.7:9", "198.51.102.8:9"] {
+        assert_eq!(go_round(&mut house, "alice", banned), [], "{banned}");
+    }
+    assert_eq!(go_round(&mut house, "bob", "198.51.102.9:1"), [], "somebody else");
+    assert_eq!(go_round(&mut house, "alice", HOME_AGAIN), [], "where she is at home");
+    house.pass(60_000, &[HOME]);
+    assert_eq!(go_round(&mut house, "alice", "198.51.102.9:1"), [], "it has run out");
+}
+
+#[test]
+fn who_goes_through_the_addresses_of_a_banned_source_is_reset_once_the_brake_holds() {
+    let mut house = banned_at_one_address_of_many(Terms::default());
+    let measures: Vec<Measure> = (20..32)
+        .map(|last| {
+            let verdicts = go_round(&mut house, "alice", &format!("198.51.102.{last}:1"));
+            evicted(&verdicts).0.offenders[0].measure
+        })
+        .collect();
+    assert_eq!(measures[..9], [Measure::Ban; 9]);
+    assert_eq!(measures[9..], [Measure::Kill(Restraint::UserBans); 3]);
+}
