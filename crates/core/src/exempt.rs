@@ -140,14 +140,22 @@ impl Exemptions {
         }
     }
 
-    /// What a ban of `source` covers when the offending connection came from `peer`: the whole
-    /// source, or the one address where the source holds an exempt one.
+    /// What a ban of `source` covers when the offending connection came from `peer`: an IPv4 address
+    /// as it is; an IPv6 source whole, or the one address where it holds an exempt one.
     #[must_use]
     pub fn ban_target(&self, source: Source, peer: IpAddr) -> Network {
-        match self.overlaps(source.network()) {
-            Some(_) => Network::single(peer),
-            None => source.network(),
+        if peer.is_ipv4() || self.overlaps(source.network()).is_some() {
+            Network::single(peer)
+        } else {
+            source.network()
         }
+    }
+
+    /// Whether a ban of `source` leaves some of its addresses out when the offending connection came
+    /// from `peer`.
+    #[must_use]
+    pub fn may_go_round_a_ban(&self, source: Source, peer: IpAddr) -> bool {
+        self.ban_target(source, peer) != source.network()
     }
 
     fn listed(&self, network: Network) -> Option<Exemption> {
@@ -345,9 +353,17 @@ mod tests {
         };
         assert_eq!(target("2001:db8:0:1::5", 32), "2001:db8:0:1::/64");
         assert_eq!(target("2001:db8::5", 32), "2001:db8::5", "the host is in the same /64");
-        assert_eq!(target("203.0.113.9", 24), "203.0.113.9", "the gateway is in the same /24");
-        assert_eq!(target("198.51.100.9", 24), "198.51.100.0/24");
-        assert_eq!(target("240.0.0.9", 1), "240.0.0.9", "half of IPv4 holds multicast");
+        assert_eq!(target("198.51.100.9", 24), "198.51.100.9", "sets hold single IPv4 addresses");
+        for (peer, ipv4_prefix, may) in [
+            ("198.51.100.9", 32, false),
+            ("198.51.100.9", 31, true),
+            ("2001:db8:0:1::5", 32, false),
+            ("2001:db8::5", 32, true),
+        ] {
+            let peer = peer.parse().unwrap();
+            let source = Source::of(peer, ipv4_prefix, 64);
+            assert_eq!(exemptions.may_go_round_a_ban(source, peer), may, "{peer}");
+        }
     }
 
     #[test]

@@ -29,6 +29,15 @@ impl Family {
             Self::V6 => 128,
         }
     }
+
+    /// The one that it is not.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
 }
 
 impl From<IpAddr> for Family {

@@ -13,6 +13,7 @@
 //! | `connections` | which connections are open, and whose each is |
 //! | `presence` | one user at one source: arrival, moves, what was begun and asked |
 //! | `occupant` | one user: his presences, ranked, and what is to be looked at |
+//! | `comeback` | the device that was cut, back in the other address family |
 //! | `round` | the looks at the end of one slot, one after the other |
 //! | `sentence` | who goes, and how far one may go against him |
 //! | `standing` | what is remembered across restarts |
@@ -24,12 +25,13 @@
 //! refused is nobody's.
 //!
 //! **Bounds.** Users (the longest silent of sixteen goes, unless it has connections open), the
-//! sources of each (the longest silent one, those without connections first, and never the most senior
-//! of a family; connections that it had are nobody's from then on),
+//! sources of each (the longest silent one goes, but never one with connections open, nor the most
+//! senior of a family; a source that does not fit is not taken, and what is opened there is reset),
 //! connections (none goes; what does not fit is not taken), who is at which source, and who visited
 //! which (the longest silent of sixteen).
 
 mod claims;
+mod comeback;
 mod connections;
 mod occupant;
 mod presence;
@@ -47,6 +49,7 @@ use self::{
     occupant::{Occupant, Watch},
     presence::{Measures, Presence},
     round::Round,
+    sentence::Exhibited,
     visits::Visits,
 };
 use crate::{
@@ -98,16 +101,15 @@ pub struct Counters {
     pub tainted: u64,
     /// Claims for a connection that a `rejected` line had named.
     pub refused: u64,
-    /// Claims for a connection that is older than this run and that nobody owned at its start,
-    /// whose owner's source had to make room for another, or whose address was exempt for a while.
+    /// Claims for a connection that is older than this run and that nobody owned at its start, or
+    /// whose address was exempt for a while.
     pub older: u64,
     /// Claims for a connection of another user: it carries several, and is evidence no more.
     pub carriers: u64,
     /// Claims of users who are ignored or have any number of places.
     pub unlimited: u64,
     /// Confirmed claims, connections that nobody owns, and connections whose users count elsewhere
-    /// under other rules, that found no room; and sources that had to make room for another with
-    /// connections open.
+    /// under other rules, that found no room.
     pub no_room: u64,
     /// Questions put.
     pub asked: u64,
@@ -115,8 +117,11 @@ pub struct Counters {
     pub answered: u64,
     /// Violations by overlap.
     pub violations: u64,
-    /// Connections from where a user's are reset on sight.
+    /// Connections from where a user's are reset on sight, and from where he was banned by other
+    /// addresses.
     pub on_sight: u64,
+    /// Connections from more sources than are kept for one user.
+    pub too_many_sources: u64,
     /// Devices that came back in the other address family.
     pub other_family: u64,
     /// Violations and questions that were not acted upon because a CDN seems to be in front.
@@ -407,13 +412,19 @@ impl Occupancy {
                 continue;
             };
             self.counters.evicted_users += u64::from(evicted.is_some());
-            if let Some(presence) = occupant.at_mut(source) {
+            let is_taken = if let Some(presence) = occupant.at_mut(source) {
                 presence.opens(peer);
+                true
             } else if occupant.presences.len() < most {
                 moved.connections = vec![peer];
                 occupant.insert(moved);
+                true
             } else {
                 self.counters.no_room += 1;
+                false
+            };
+            if let Some(connection) = self.connections.get_mut(peer) {
+                connection.is_outside = !is_taken;
             }
         }
     }
@@ -471,23 +482,19 @@ impl Occupancy {
             }
             let asking = self.policy.asking();
             let turns = asking.then(|| occupant.turns(family, self.measures, now));
-            let named = |numbers: Vec<usize>| -> Vec<Source> {
-                numbers.into_iter().filter_map(|number| at.get(number).copied()).collect()
-            };
-            match overlap::judge(&seen, places, turns, self.measures.slot, now) {
+            match overlap::judge(&seen, places, turns, overlap::USUAL, self.measures.slot, now) {
                 Finding::Calm | Finding::Undecided => {}
                 Finding::Ask(numbers) => {
-                    let sources = named(numbers);
-                    if !self.refrain(identity, &sources, places, slot, now) {
-                        for source in sources {
-                            self.ask(identity, source, places, slot, now);
-                        }
-                    }
+                    let of_family = Exhibited::Family(family);
+                    self.ask_each(identity, &named(&at, &numbers), &of_family, places, slot, now);
                 }
                 Finding::Violation(numbers) => {
-                    self.sentence(identity, &named(numbers), places, slot, brakes, now);
+                    self.sentence(identity, &named(&at, &numbers), places, slot, brakes, now);
                 }
             }
+        }
+        for family in [Family::V4, Family::V6] {
+            self.conclude_comebacks(identity, family, places, slot, brakes, now);
         }
     }
 
@@ -497,6 +504,11 @@ impl Occupancy {
             Places::Unlimited | Places::Ignored => None,
         }
     }
+}
+
+/// The sources that `numbers` are the places of.
+fn named(sources: &[Source], numbers: &[usize]) -> Vec<Source> {
+    numbers.iter().filter_map(|number| sources.get(*number).copied()).collect()
 }
 
 /// Takes a new sample of a connection into account for its owner's presence; `true` when it moved.

@@ -26,7 +26,8 @@
 //! 6. [`CROSSING`] turns within a window are more than one device can make: then whoever began within
 //!    it is at work.
 //!
-//! The numbers of 4 to 6 come from the simulation (`tests/sim.rs`).
+//! How many slots 1 and 2 take is given with the sources ([`Patience`]): fewer where it is known
+//! already that the account is shared. The numbers of 4 to 6 come from the simulation (`tests/sim.rs`).
 
 use std::time::Duration;
 
@@ -38,6 +39,11 @@ pub const SLOTS: u32 = 5;
 pub const OVERLAPS: u32 = 4;
 /// How old an arrival has to be, slots.
 pub const SETTLED: u32 = 4;
+/// In how many slots, and how old an arrival, where it is known already that the account is shared:
+/// the device that was cut may be back in the other address family.
+pub const AT_ONCE: Patience = Patience { overlaps: 2, settled: 1 };
+/// The usual.
+pub const USUAL: Patience = Patience { overlaps: OVERLAPS, settled: SETTLED };
 /// In how many of them a source has to move to take part in that. With 3, one of forty devices that
 /// share an account was sometimes not seen in the simulation.
 pub const TAKING_PART: u32 = 2;
@@ -49,6 +55,15 @@ pub const RESTLESS: u32 = 3;
 pub const LATELY: u32 = 6;
 /// So many prompt answers in a row prove a device of a restless user.
 pub const ANSWERS: u32 = 3;
+
+/// How long sources have to overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// In how many of the last [`SLOTS`] slots, the latest included.
+    pub overlaps: u32,
+    /// How old the last arrival has to be, slots.
+    pub settled: u32,
+}
 
 /// One source as the question sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,17 +112,20 @@ pub fn judge(
     sources: &[Occupied],
     places: usize,
     turns: Option<Turns>,
+    patience: Patience,
     slot: Duration,
     now: Moment,
 ) -> Finding {
+    let Patience { overlaps, settled } = patience;
     let is_settled = |source: &Occupied| {
-        now.saturating_since(source.arrival) >= slot * SETTLED
+        now.saturating_since(source.arrival) >= slot * settled
             && source.moved.count_ones() >= TAKING_PART
     };
-    let settled: Vec<usize> =
+    let mut members: Vec<usize> =
         sources.iter().enumerate().filter(|(_, it)| is_settled(it)).map(|(n, _)| n).collect();
-    let Some(overlap) = overlapping(sources, &settled, places) else { return Finding::Calm };
-    let mut members = settled;
+    let Some(overlap) = overlapping(sources, &members, places, overlaps) else {
+        return Finding::Calm;
+    };
     members.retain(|place| sources.get(*place).is_some_and(|it| it.moved & overlap != 0));
     let Some(turns) = turns else { return Finding::Violation(members) };
 
@@ -131,7 +149,7 @@ pub fn judge(
     };
     let mut proven = members.clone();
     proven.retain(|place| sources.get(*place).is_some_and(is_proven));
-    if overlapping(sources, &proven, places).is_some() {
+    if overlapping(sources, &proven, places, overlaps).is_some() {
         return Finding::Violation(proven);
     }
 
@@ -150,14 +168,19 @@ pub fn judge(
 }
 
 /// The slots in which more of `members` moved than there are places, if they are enough.
-fn overlapping(sources: &[Occupied], members: &[usize], places: usize) -> Option<u8> {
+fn overlapping(
+    sources: &[Occupied],
+    members: &[usize],
+    places: usize,
+    overlaps: u32,
+) -> Option<u8> {
     let moved = |slot: u32| {
         let each = members.iter().filter_map(|place| sources.get(*place));
         each.filter(|source| source.moved >> slot & 1 == 1).count()
     };
     let overlap =
         (0..SLOTS).filter(|slot| moved(*slot) > places).fold(0u8, |slots, slot| slots | 1 << slot);
-    (overlap & 1 == 1 && overlap.count_ones() >= OVERLAPS).then_some(overlap)
+    (overlap & 1 == 1 && overlap.count_ones() >= overlaps).then_some(overlap)
 }
 
 #[cfg(test)]
@@ -195,7 +218,7 @@ mod tests {
 
     #[track_caller]
     fn check(sources: &[Occupied], places: usize, turns: Turns, expected: &Finding) {
-        assert_eq!(&judge(sources, places, Some(turns), SLOT, at(100)), expected);
+        assert_eq!(&judge(sources, places, Some(turns), USUAL, SLOT, at(100)), expected);
     }
 
     #[test]
@@ -249,8 +272,20 @@ mod tests {
     #[test]
     fn without_the_question_whoever_overlaps_is_taken_for_a_device() {
         let both = [source(0, ALL, 10), source(50, ALL, 50)];
-        let finding = judge(&both, 1, None, SLOT, at(100));
+        let finding = judge(&both, 1, None, USUAL, SLOT, at(100));
         assert_eq!(finding, Finding::Violation(vec![0, 1]));
+    }
+
+    #[test]
+    fn where_it_is_known_to_be_shared_two_slots_are_enough_and_the_answers_are_wanted_all_the_same()
+    {
+        let both = |arrival, moved| [source(0, ALL, 99), source(arrival, moved, arrival)];
+        let at_once = |sources: &[Occupied]| {
+            judge(sources, 1, Some(Turns::default()), AT_ONCE, SLOT, at(100))
+        };
+        assert_eq!(at_once(&both(98, 0b0_0011)), Finding::Ask(vec![1]));
+        assert_eq!(at_once(&both(99, 0b0_0001)), Finding::Calm);
+        assert_eq!(at_once(&both(90, 0b1_1110)), Finding::Calm, "not in the latest");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::{
     link::Link,
+    moment::Moment,
     network::Source,
     overlap::SLOTS,
     sighting::{Peer, Transport},
@@ -132,7 +133,7 @@ pub struct Eviction {
     pub evidence: Evidence,
     /// The numbers, where the kernel gave any.
     pub proof: Option<Proof>,
-    /// The verdict that it carries on, where it has no numbers of its own.
+    /// The verdict that it carries on.
     pub basis: Option<Basis>,
 }
 
@@ -143,6 +144,12 @@ pub struct Basis {
     pub source: Source,
     /// How long ago it fell.
     pub ago: Duration,
+}
+
+impl Basis {
+    pub(crate) fn of(source: Source, fell: Moment, now: Moment) -> Self {
+        Self { source, ago: now.saturating_since(fell) }
+    }
 }
 
 /// The rule that an eviction rests on.
@@ -157,10 +164,14 @@ pub enum Ground {
     Overlap,
     /// A new connection from where the user's connections are being reset on sight.
     OnSight,
+    /// A new connection of a user who has connections open at as many sources as are kept for one,
+    /// from none of them.
+    TooManySources,
     /// A source that the user was never at appeared in the other address family while a ban of his
     /// lasts: the banned device again.
     OtherFamily,
-    /// A source that lost its place to a newcomer was heard again while its ban lasts.
+    /// A source that lost its place was heard again while its ban lasts: to a newcomer, on the log's
+    /// word; on the kernel's evidence, from an address of it that the ban does not cover.
     StillBanned,
 }
 
@@ -172,6 +183,7 @@ impl Ground {
             Self::PlacesHeld => "places_held",
             Self::Overlap => "overlap",
             Self::OnSight => "on_sight",
+            Self::TooManySources => "too_many_sources",
             Self::OtherFamily => "other_family",
             Self::StillBanned => "still_banned",
         }
@@ -231,6 +243,9 @@ pub enum Restraint {
     Proxy,
     /// The user is at so many sources, most of them others' too, that a CDN is in front.
     BehindCdn,
+    /// The user has connections open at as many sources as are kept for one: what a ban of another
+    /// would hit is not known, and one connection is enough.
+    TooManySources,
     /// As many sources of this user were banned within a minute as may be.
     UserBans,
     /// As many users were banned within a minute as may be.
@@ -251,6 +266,7 @@ impl Restraint {
             Self::UnknownNeighbours => "unknown_neighbours",
             Self::Proxy => "proxy",
             Self::BehindCdn => "behind_cdn",
+            Self::TooManySources => "too_many_sources",
             Self::UserBans => "user_bans_reached",
             Self::MaxBans => "max_bans_reached",
             Self::ByOrder => "by_order",

@@ -365,7 +365,13 @@ impl Judge {
     }
 
     fn confirmed(&mut self, sighting: &Sighting<'_>, found: &Found, now: Moment) {
-        match self.occupancy.confirm(sighting, Some(found), &mut self.brakes, now) {
+        let mut verdict = self.occupancy.confirm(sighting, Some(found), &mut self.brakes, now);
+        let address = found.link.peer.address;
+        let source = self.occupancy.policy().source(address);
+        if verdict == Verdict::Admit && self.exemptions.may_go_round_a_ban(source, address) {
+            verdict = self.occupancy.go_round_a_ban(found, &mut self.brakes, now);
+        }
+        match verdict {
             Verdict::Admit => {}
             verdict => {
                 // What fell before comes first: a reset on sight follows from it.

@@ -1,4 +1,5 @@
 //! Keeps resets on sight from filling the block log: three records, then a sum every ten seconds.
+//! Of a user at too many sources they are one run, wherever the next one comes from.
 //!
 //! Takes records; gives those that are to be written now, and sums when they are due. A ban, and a
 //! verdict with its proof, is always written. Nothing is left out of a sum. It writes nothing.
@@ -7,6 +8,8 @@ use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
+
+use refract_core::Ground;
 
 use crate::audit::{Action, Record};
 
@@ -40,7 +43,9 @@ impl Repeats {
         if record.action != Action::Kill || record.proof.is_some() {
             return Some(record);
         }
-        let key = (record.user.to_ascii_lowercase(), record.source.clone());
+        let is_one_of_many = record.reason == Ground::TooManySources.name();
+        let source = if is_one_of_many { String::new() } else { record.source.clone() };
+        let key = (record.user.to_ascii_lowercase(), source);
         if self.runs.len() >= CAPACITY && !self.runs.contains_key(&key) {
             return Some(record);
         }
@@ -55,7 +60,7 @@ impl Repeats {
                 sum.repeats += 1;
                 sum.killed = sum.killed.saturating_add(record.killed);
                 sum.flows = sum.flows.saturating_add(record.flows);
-                sum.peers = record.peers;
+                (sum.source, sum.peers) = (record.source, record.peers);
                 sum.latency = sum.latency.max(record.latency);
                 sum.settled = sum.settled.max(record.settled);
                 if sum.outcome == crate::audit::Outcome::Done {
@@ -108,6 +113,20 @@ mod tests {
         assert_eq!((sums[0].repeats, sums[0].killed), (97, 97));
         assert!(repeats.take(record("alice"), start + Duration::from_secs(11)).is_none());
         assert_eq!(repeats.all().len(), 1);
+    }
+
+    #[test]
+    fn resets_of_a_user_at_too_many_sources_are_one_run() {
+        let (mut repeats, now) = (Repeats::default(), Instant::now());
+        let at = |last: u8| Record {
+            source: format!("198.51.100.{last}"),
+            reason: "too_many_sources",
+            ..record("alice")
+        };
+        assert_eq!((0..100).filter_map(|last| repeats.take(at(last), now)).count(), 3);
+        let sums = repeats.all();
+        assert_eq!((sums[0].repeats, &*sums[0].source), (97, "198.51.100.99"));
+        assert_eq!(sums.len(), 1);
     }
 
     #[test]

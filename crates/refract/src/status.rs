@@ -77,38 +77,36 @@ pub fn block(
         spared.shared_source, spared.unknown_neighbours, spared.proxy,
     ));
     let counters = judge.occupancy.counters();
-    let mut line = String::from("claims");
-    for (name, count) in [
-        ("known", counters.known),
-        ("verified", counters.verified),
-        ("unverified", counters.unverified),
-        ("tainted", counters.tainted),
-        ("refused", counters.refused),
-        ("older", counters.older),
-        ("carriers", counters.carriers),
-        ("unlimited", counters.unlimited),
-        ("no_room", counters.no_room),
-        ("invalid_names", judge.taint.invalid_names()),
-    ] {
-        // Writing to a String cannot fail.
-        let _ = write!(line, " {name}={count}");
-    }
-    lines.push(line);
-    let mut line = String::from("verdicts");
-    for (name, count) in [
-        ("asked", counters.asked),
-        ("answered", counters.answered),
-        ("overlap", counters.violations),
-        ("on_sight", counters.on_sight),
-        ("other_family", counters.other_family),
-        ("behind_cdn", counters.behind_cdn),
-        ("late_slots", counters.late_slots),
-        ("evicted_users", counters.evicted_users),
-        ("evicted_neighbours", counters.evicted_neighbours),
-    ] {
-        let _ = write!(line, " {name}={count}");
-    }
-    lines.push(line);
+    lines.push(counted(
+        "claims",
+        &[
+            ("known", counters.known),
+            ("verified", counters.verified),
+            ("unverified", counters.unverified),
+            ("tainted", counters.tainted),
+            ("refused", counters.refused),
+            ("older", counters.older),
+            ("carriers", counters.carriers),
+            ("unlimited", counters.unlimited),
+            ("no_room", counters.no_room),
+            ("invalid_names", judge.taint.invalid_names()),
+        ],
+    ));
+    lines.push(counted(
+        "verdicts",
+        &[
+            ("asked", counters.asked),
+            ("answered", counters.answered),
+            ("overlap", counters.violations),
+            ("on_sight", counters.on_sight),
+            ("too_many_sources", counters.too_many_sources),
+            ("other_family", counters.other_family),
+            ("behind_cdn", counters.behind_cdn),
+            ("late_slots", counters.late_slots),
+            ("evicted_users", counters.evicted_users),
+            ("evicted_neighbours", counters.evicted_neighbours),
+        ],
+    ));
     let roster = judge.roster_counters();
     lines.push(format!(
         "roster dropped_users={} dropped_neighbours={} forgotten_users={}",
@@ -141,4 +139,14 @@ pub fn block(
         if reasons.is_empty() { "" } else { " " },
     ));
     lines
+}
+
+/// One subject with its counters.
+fn counted(subject: &str, counters: &[(&str, u64)]) -> String {
+    let mut line = subject.to_owned();
+    for (name, count) in counters {
+        // Writing to a String cannot fail.
+        let _ = write!(line, " {name}={count}");
+    }
+    line
 }

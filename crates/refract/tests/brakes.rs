@@ -144,6 +144,54 @@ fn forty_devices_on_one_account_take_ten_bans_and_one_users_share_of_all() -> Re
 }
 
 #[test]
+fn beyond_as_many_sources_as_are_kept_for_a_user_connections_are_reset_and_nobody_hides()
+-> Result<()> {
+    /// As many as are kept for a user with one place, without his home.
+    const FLOOD: u16 = 65;
+    let stage = Stage::new()?;
+    let sidecar = Sidecar::start_asking(&stage.lab, &[])?;
+    // No verdict falls in the first window.
+    thread::sleep(Duration::from_secs(1));
+    let source = |number: u16| Ipv6Addr::new(0x2001, 0xdb8, 0xf000, number, 0, 0, 0, 7).into();
+    let device = |source| Device::new(&sidecar, &stage.crowd, source, AT6, "flooder");
+    let (mut home, mut guest) = (device(stage.crowd.v6()?), device(source(0)));
+    home.browse()?;
+    let mut flood = (1..=FLOOD)
+        .map(|number| {
+            let talker = online(&sidecar, &stage.crowd, source(number), AT6, "flooder")?;
+            talker.be_quiet();
+            Ok(talker)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let neighbour = online(&sidecar, &stage.crowd, source(0), AT6, "neighbour")?;
+    let beyond = online(&sidecar, &stage.crowd, source(0), AT6, "flooder")?;
+    beyond.wait_for_reset()?;
+    let record = sidecar.wait_for_record("a reset", |it| it.reason == "too_many_sources")?;
+    assert_eq!((&*record.action, &*record.outcome, record.killed), ("kill", "ok", 1));
+    assert_eq!((&*record.source, &*record.peers), ("2001:db8:f000::/64", &[beyond.local()][..]));
+    assert_eq!(record.incumbents, ["2001:db8:9::/64"]);
+    assert_eq!(sidecar.settled()?.count("too_many_sources")?, 1);
+    assert_eq!(banned(stage.lab.server())?, [""; 0]);
+    neighbour.wait_for_answers()?;
+
+    // With room for him he is seen, and cut as anybody else.
+    drop(flood.pop());
+    let begun = Instant::now();
+    let record = loop {
+        home.browse()?;
+        guest.browse()?;
+        let is_cut = |it: &Record| it.user == "flooder" && it.reason == "shared_source";
+        if let Some(record) = sidecar.records()?.into_iter().find(is_cut) {
+            break record;
+        }
+        assert!(begun.elapsed() < BOUND, "{}", sidecar.trouble("nobody was cut"));
+        thread::sleep(Duration::from_millis(150));
+    };
+    assert_eq!((&*record.action, &*record.source), ("kill", "2001:db8:f000::/64"));
+    neighbour.wait_for_answers()
+}
+
+#[test]
 fn neighbours_that_are_only_forged_spare_nobody_a_ban() -> Result<()> {
     let stage = Stage::new()?;
     let sidecar = Sidecar::start_asking(&stage.lab, &[])?;

@@ -21,7 +21,7 @@ use std::{
 
 use support::{
     Result,
-    crowd::{Crowd, Stay, User, Work, is_let_in},
+    crowd::{Crowd, Stay, User, Work},
     eventually,
     sidecar::{Record, Sidecar},
     witness,
@@ -154,18 +154,34 @@ fn where_the_last_one_stays_the_first_goes() -> Result<()> {
 }
 
 #[test]
-fn the_cut_device_that_comes_back_over_the_other_family_goes_at_once() -> Result<()> {
+fn the_cut_device_that_comes_back_over_the_other_family_goes_while_the_first_is_at_work()
+-> Result<()> {
     let (crowd, sidecar) = scene(&[])?;
-    let mut latencies = crowd.live(0..USERS, SPREAD, |user| {
-        let [first, second] = at_once(user, [BROWSE, BROWSE])?;
-        assert_second_goes(user, &first, &second);
-        let (over_v6, written) = user.talk_timed(user.v6(SECOND))?;
-        let cut = over_v6.wait_for_reset(BOUND)?;
-        assert!(!is_let_in(user.v6(SECOND)), "{}", user.name());
-        user.talk(user.v4(FIRST))?.is_whole()?;
-        Ok(cut.saturating_duration_since(written))
+    let mut times = crowd.live(0..USERS, SPREAD, |user| {
+        let over = Over::within(3 * CUT_BOUND);
+        let (first, time) = both(
+            || user.work(user.v4(FIRST), BROWSE, &|| over.is_over()),
+            || {
+                thread::sleep(WINDOW / 2 + user.within(WINDOW));
+                over.after(|| {
+                    let never = || over.is_over();
+                    let over_v4 = user.work(user.v4(SECOND), BROWSE, &never)?;
+                    // Half of them browse on, and half of them hold one connection.
+                    let work = if user.number() % 2 == 0 { BROWSE } else { Work::Talk };
+                    let begun = Instant::now();
+                    let over_v6 = user.work(user.v6(SECOND), work, &never)?;
+                    assert!(!over_v4.is_let && !over_v6.is_let, "{}", user.name());
+                    let last = over_v6.resets.last().or(over_v6.lines.last()).copied();
+                    Ok(last.map_or(Duration::MAX, |last| last.saturating_duration_since(begun)))
+                })
+            },
+        )?;
+        assert!(first.is_let, "{}", user.name());
+        Ok(time)
     })?;
-    assert_at_once(&mut latencies);
+    times.sort_unstable();
+    println!("from the comeback to the cut: {:?} to {:?}", times.first(), times.last());
+    assert!(times.get(times.len() / 2).is_some_and(|median| *median < 2 * WINDOW), "{times:?}");
     let records = enforced(&sidecar, 2 * USERS)?;
     let networks = crowd.live(0..USERS, Duration::ZERO, |user| {
         let network = format!("{}/64", user.v6(SECOND)).replace("::1/", "::/");
@@ -177,11 +193,44 @@ fn the_cut_device_that_comes_back_over_the_other_family_goes_at_once() -> Result
         assert_eq!((&*over_v6.source, &*over_v6.reason), (&*network, "other_family"));
         let banned = over_v6.rests_on.as_ref().map(|it| &*it.source);
         assert_eq!(banned, Some(&*over_v4.source));
-        assert_eq!((&*over_v6.evidence, over_v6.killed), ("kernel", 1));
+        assert_eq!(&*over_v6.evidence, "kernel");
+        assert_eq!(over_v6.incumbents, [user.v4(FIRST).to_string()]);
+        let shown = over_v6.proof.iter().flatten().map(|exhibit| exhibit.source.clone());
+        assert_eq!(sorted(shown.collect()), sorted(vec![network.clone(), subject(user).at(FIRST)]));
         Ok(network)
     })?;
     assert_eq!(sorted(witness::set_members(crowd.lab().server(), BANNED6)?), sorted(networks));
     assert_v4_banned(&crowd, SECOND)
+}
+
+#[test]
+fn a_phone_that_leaves_home_while_a_guest_is_banned_over_the_other_family_is_left_alone()
+-> Result<()> {
+    let (crowd, sidecar) = scene(&[])?;
+    crowd.live(0..USERS, SPREAD, |user| {
+        let over = Over::within(2 * CUT_BOUND);
+        // At home she is on both families, as phones are.
+        let (at_home, guest) = both(
+            || {
+                both(
+                    || user.work(user.v4(FIRST), BROWSE, &|| over.is_over()),
+                    || user.work(user.v6(FIRST), Work::Talk, &|| over.is_over()),
+                )
+            },
+            || {
+                thread::sleep(WINDOW / 2 + user.within(WINDOW));
+                over.after(|| user.work(user.v4(SECOND), BROWSE, &|| over.is_over()))
+            },
+        )?;
+        assert!(at_home.0.is_let && at_home.1.is_let && !guest.is_let, "{}", user.name());
+        // All of that is closed. Her next network has IPv6 only.
+        let away = Over::within(2 * WINDOW);
+        let stay = user.work(user.v6(THIRD), BROWSE, &|| away.is_over())?;
+        assert!(stay.is_let && stay.resets.is_empty(), "{}", user.name());
+        Ok(())
+    })?;
+    enforced(&sidecar, USERS)?;
+    assert_banned(&crowd, SECOND)
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Who is counted and who goes, on the word of the log: sources, places, exemptions, the window.
+//! Who is counted and who goes: sources, places, exemptions, the window; on the word of the log,
+//! unless it is about a ban that leaves a part of its source out.
 //!
 //! The daemon is the real one and so is the clock; where a connection matters it is real too. The
 //! records are the answer, `ipset list` is the witness. What is done to an offender is proved in
@@ -8,7 +9,7 @@
 mod support;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
@@ -16,9 +17,11 @@ use std::{
 use support::{
     Result,
     access_log::accepted_line,
+    evidence::{BOUND, Device, online},
     lab::{Lab, SERVER_PRIVATE, SERVER_V4, SERVER_V6},
     peer::{Server, Talker},
     sidecar::{Record, Sidecar},
+    stage::{AT, Stage},
     witness,
 };
 
@@ -170,6 +173,43 @@ fn an_ipv6_source_that_holds_an_exempt_address_is_banned_by_the_exact_address() 
         held.wait_for_answers()?;
     }
     Ok(())
+}
+
+#[test]
+fn who_goes_on_from_an_address_that_his_ban_leaves_out_goes_again() -> Result<()> {
+    let stage = Stage::new()?;
+    let at6 = SocketAddr::new(SERVER_V6.into(), 443);
+    let over_v4 = ["198.18.3.1", "198.18.4.7", "198.18.4.8", "198.18.4.9"];
+    let over_v6 =
+        ["2001:db8:f000:1::1", "2001:db8:f000:7::7", "2001:db8:f000:7::8", "2001:db8:f000:7::9"];
+    for (user, flag, at, [home, banned, beside, neighbour], host) in [
+        ("four", "--ipv4-prefix=24", AT, over_v4, &stage.people),
+        ("six", "--allow=2001:db8:f000:7::1", at6, over_v6, &stage.crowd),
+    ] {
+        let sidecar = Sidecar::start_asking(&stage.lab, &[flag])?;
+        let device = |source: &str| Device::new(&sidecar, host, ip(source), at, user);
+        let (mut senior, mut junior) = (device(home), device(banned));
+        sidecar.until_cut(&mut senior, &mut junior, BOUND)?;
+        let again = online(&sidecar, host, ip(beside), at, user)?;
+        again.wait_for_reset()?;
+        let is_it = |it: &Record| it.reason == "still_banned" && it.peers == [again.local()];
+        let record = sidecar.wait_for_record("the second ban", is_it)?;
+        assert_eq!((&*record.action, &*record.outcome, &*record.evidence), ("ban", "ok", "kernel"));
+        assert!(Talker::connect(host, ip(beside), at).is_err(), "{beside} is let in");
+        let set = if at.is_ipv4() { BANNED } else { BANNED6 };
+        let mut members = witness::set_members(stage.lab.server(), set)?;
+        members.sort_unstable();
+        assert_eq!(members, [banned, beside]);
+        // Nobody else there is meant.
+        let neighbour = online(&sidecar, host, ip(neighbour), at, "bob")?;
+        neighbour.wait_for_answers()?;
+        sidecar.stop()?;
+    }
+    Ok(())
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap_or(IpAddr::from([0; 4]))
 }
 
 #[test]

@@ -24,6 +24,17 @@ use crate::{
     verdict::Verdict,
 };
 
+/// What became of a source that a connection was confirmed at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// The user is known to be there.
+    Taken,
+    /// There are too many users.
+    NoRoom,
+    /// He has connections open at as many sources as are kept for one user.
+    TooManySources,
+}
+
 impl Occupancy {
     /// Takes the claim of a line: does the kernel have to be asked about it? A claim for a
     /// connection that the user owns already costs one look into a table.
@@ -51,7 +62,8 @@ impl Occupancy {
         };
         let name = identity::folded(sighting.user, &mut self.scratch);
         // The rules need not be asked about a name that was looked up for this very connection.
-        if *connection.named == *name || **owner == *self.accounts.identity_of(name) {
+        let is_his = *connection.named == *name || **owner == *self.accounts.identity_of(name);
+        if is_his && !connection.is_outside {
             self.counters.known += 1;
             Claim::Settled
         } else {
@@ -135,6 +147,7 @@ impl Occupancy {
                 self.neighbours.note(source, hash, moment);
                 match places {
                     Places::Limited(places) => {
+                        // Where there is no room for it, its next line will tell.
                         self.enter(Arc::clone(&identity), sighting, source, places, moment);
                     }
                     Places::Unlimited | Places::Ignored => {
@@ -171,6 +184,7 @@ impl Occupancy {
             opened: now,
             sample: found.sample,
             sampled: now,
+            is_outside: false,
         };
         let kept = self.connections.keep(connection);
         self.counters.no_room += u64::from(!kept);
@@ -213,7 +227,7 @@ impl Occupancy {
         let peer = found.link.peer;
         if let Some(known) = self.connections.get(peer) {
             if known.link.cookie == found.link.cookie {
-                return self.named_again(peer, identity, now);
+                return self.named_again(sighting, account, now);
             }
             // The news of its end has not come yet, or was lost.
             let gone = known.link.cookie;
@@ -233,11 +247,13 @@ impl Occupancy {
             self.visits.note(&identity, source, now);
             return Verdict::Admit;
         };
-        if !self.enter(Arc::clone(&identity), sighting, source, places, now) {
-            return Verdict::Admit;
+        match self.enter(Arc::clone(&identity), sighting, source, places, now) {
+            Entry::Taken => {}
+            Entry::NoRoom => return Verdict::Admit,
+            Entry::TooManySources => return self.turn_away(&identity, sighting, places, now),
         }
         self.opened(&identity, source, peer, found.sample, now);
-        if let Some(verdict) = self.on_arrival(&identity, peer, places, brakes, now) {
+        if let Some(verdict) = self.on_arrival(&identity, peer, places, now) {
             return verdict;
         }
         self.look_around(&identity, Some(places), now);
@@ -251,23 +267,60 @@ impl Occupancy {
     }
 
     /// A claim for a connection that was named before.
-    fn named_again(&mut self, peer: Peer, identity: &[u8], now: Moment) -> Verdict {
-        match self.connections.get(peer).map(|it| &it.owner) {
-            Some(Owner::User(owner)) if **owner == *identity => self.counters.known += 1,
-            Some(Owner::User(_)) => {
+    fn named_again(
+        &mut self,
+        sighting: &Sighting<'_>,
+        account: Account<'_>,
+        now: Moment,
+    ) -> Verdict {
+        let Account { identity, places, .. } = account;
+        let peer = sighting.peer;
+        let Some(connection) = self.connections.get(peer) else { return Verdict::Admit };
+        match &connection.owner {
+            Owner::User(owner) if **owner == *identity => {
+                self.counters.known += 1;
+                if connection.is_outside {
+                    let (owner, source) = (Arc::clone(owner), connection.source);
+                    return self.come_in(&owner, sighting, source, places, now);
+                }
+            }
+            Owner::User(_) => {
                 self.counters.carriers += 1;
                 self.becomes_several(peer, identity, now);
             }
-            Some(Owner::Several) => self.counters.carriers += 1,
-            Some(Owner::Older) => self.counters.older += 1,
-            Some(Owner::Refused) => self.counters.refused += 1,
-            None => {}
+            Owner::Several => self.counters.carriers += 1,
+            Owner::Older => self.counters.older += 1,
+            Owner::Refused => self.counters.refused += 1,
         }
         Verdict::Admit
     }
 
-    /// Makes sure that there is a presence of the user at the source, with this connection; `false`
-    /// when there is no room.
+    /// There was no room for the source of a connection: perhaps there is by now.
+    fn come_in(
+        &mut self,
+        identity: &Arc<[u8]>,
+        sighting: &Sighting<'_>,
+        source: Source,
+        places: Places,
+        now: Moment,
+    ) -> Verdict {
+        let Places::Limited(places) = places else { return Verdict::Admit };
+        match self.enter(Arc::clone(identity), sighting, source, places, now) {
+            Entry::Taken => {
+                if let Some(presence) = self.presence_mut(identity, source) {
+                    // Nobody looked at it so far.
+                    presence.may_have_moved(now);
+                }
+                self.look_around(identity, Some(places), now);
+                Verdict::Admit
+            }
+            Entry::NoRoom => Verdict::Admit,
+            Entry::TooManySources => self.turn_away(identity, sighting, places, now),
+        }
+    }
+
+    /// Makes sure that there is a presence of the user at the source, with this connection, if there
+    /// is room.
     fn enter(
         &mut self,
         identity: Arc<[u8]>,
@@ -275,36 +328,37 @@ impl Occupancy {
         source: Source,
         places: usize,
         now: Moment,
-    ) -> bool {
+    ) -> Entry {
         let tag = self.tags.keep(sighting.inbound);
         let most = self.policy.with_places(places).sources_per_user();
         let user = Arc::clone(&identity);
         let made = self.occupants.get_or_insert_unless_full(identity, Occupant::new);
         let Some((occupant, evicted)) = made else {
             self.counters.no_room += 1;
-            return false;
+            return Entry::NoRoom;
         };
         if let Some(evicted) = evicted {
             self.counters.evicted_users += 1;
             self.visits.lose(evicted.last_heard());
         }
-        let Some((presence, gone)) = occupant.enter(source, sighting, most, now) else {
-            self.counters.no_room += 1;
-            return false;
-        };
-        presence.tag = tag;
-        presence.opens(sighting.peer);
-        if let Some(gone) = &gone {
-            self.visits.note(&user, gone.source, gone.last_seen());
-        }
-        let orphans = gone.map(|it| it.connections).unwrap_or_default();
-        self.counters.no_room += u64::from(!orphans.is_empty());
-        for peer in orphans {
-            if let Some(connection) = self.connections.get_mut(peer) {
-                connection.owner = Owner::Older;
+        let entered = occupant.enter(source, sighting, most, now);
+        let is_taken = entered.is_some();
+        if let Some((presence, gone)) = entered {
+            presence.tag = tag;
+            presence.opens(sighting.peer);
+            if let Some(gone) = gone {
+                self.visits.note(&user, gone.source, gone.last_seen());
             }
         }
-        true
+        if let Some(connection) = self.connections.get_mut(sighting.peer) {
+            connection.is_outside = !is_taken;
+        }
+        if is_taken {
+            Entry::Taken
+        } else {
+            self.counters.no_room += 1;
+            Entry::TooManySources
+        }
     }
 
     /// A connection was confirmed for the first time: it is a move, and payload on it begins

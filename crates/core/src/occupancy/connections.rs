@@ -27,8 +27,8 @@ pub(super) enum Owner {
     User(Arc<[u8]>),
     /// Lines named different users for it.
     Several,
-    /// It was there before this run, and no line that could be read back named it; or the source of
-    /// the user who owned it had to make room for another of his, or became exempt.
+    /// It was there before this run, and no line that could be read back named it; or its address was
+    /// exempt for a while.
     Older,
     /// A `rejected` line named it.
     Refused,
@@ -47,6 +47,9 @@ pub(super) struct Connection {
     /// How its payload stood when it was looked at last, and when that was.
     pub(super) sample: Option<Sample>,
     pub(super) sampled: Moment,
+    /// Its owner has connections open at as many sources as are kept for one user, and its source is
+    /// none of them: the next line that names it is looked into again.
+    pub(super) is_outside: bool,
 }
 
 /// A connection whose owner counts elsewhere under other rules.
@@ -216,6 +219,7 @@ mod tests {
             opened: at(1),
             sample: None,
             sampled: at(1),
+            is_outside: false,
         };
         assert!(connections.keep(connection));
         assert!(connections.remove(peer, 8).is_none());

@@ -18,7 +18,7 @@ use crate::{
 const TURNS_KEPT: usize = 8;
 
 /// How closely a user's counters are looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Watch {
     /// He has no more sources than places.
     Not,
@@ -35,12 +35,20 @@ pub(super) struct Occupant {
     pub(super) presences: Vec<Presence>,
     v4: OfFamily,
     v6: OfFamily,
+    /// Between where he stayed when somebody was cut last and what is new in the other family.
+    across: Course,
 }
 
 /// What is known of a user in one address family.
 #[derive(Debug, Default)]
 struct OfFamily {
     offence: Option<Offence>,
+    course: Course,
+}
+
+/// Where a user goes from one source to another.
+#[derive(Debug, Default)]
+struct Course {
     /// Where he began last, and when.
     begun: Option<(Source, Moment)>,
     /// When he began elsewhere than before, the last few times.
@@ -115,30 +123,28 @@ impl Occupant {
     /// How closely he is to be watched; `places` is `None` for whoever has any number of them.
     pub(super) fn watch(&self, places: Option<usize>, measures: Measures, now: Moment) -> Watch {
         let Some(places) = places else { return Watch::Not };
+        let closeness = |presences: &mut dyn Iterator<Item = &Presence>| {
+            let (mut open, mut recent) = (0, 0);
+            for presence in presences {
+                open += usize::from(presence.may_be_at_work(measures, now));
+                recent += usize::from(now.saturating_since(presence.last_seen()) < measures.window);
+            }
+            match (open > places, recent > places) {
+                (false, _) => Watch::Not,
+                (true, false) => Watch::Glance,
+                (true, true) => Watch::Closely,
+            }
+        };
         let mut watch = Watch::Not;
         for family in [Family::V4, Family::V6] {
             let of_family = |presence: &&Presence| {
                 presence.source.family() == family && presence.acted_until <= now
             };
-            let open = self
-                .presences
-                .iter()
-                .filter(of_family)
-                .filter(|presence| presence.may_be_at_work(measures, now))
-                .count();
-            if open <= places {
-                continue;
+            watch = watch.max(closeness(&mut self.presences.iter().filter(of_family)));
+            for suspect in self.suspects(family, now) {
+                let with_it = self.stayed_beside(family, now).chain([suspect]);
+                watch = watch.max(closeness(&mut { with_it }));
             }
-            let recent = self
-                .presences
-                .iter()
-                .filter(of_family)
-                .filter(|it| now.saturating_since(it.last_seen()) < measures.window)
-                .count();
-            if recent > places {
-                return Watch::Closely;
-            }
-            watch = Watch::Glance;
         }
         watch
     }
@@ -154,53 +160,74 @@ impl Occupant {
 
     pub(super) fn offend(&mut self, family: Family, offence: Offence) {
         self.of_mut(family).offence = Some(offence);
+        self.across = Course::default();
     }
 
     /// A violation in the other family whose consequences last.
     pub(super) fn offence_beside(&self, family: Family, now: Moment) -> Option<Offence> {
-        let beside = match family {
-            Family::V4 => &self.v6,
-            Family::V6 => &self.v4,
-        };
-        beside.offence.filter(|offence| now < offence.until)
+        self.of(family.other()).offence.filter(|offence| now < offence.until)
+    }
+
+    /// Where the device that was cut in the other family may be back, or the user on his next
+    /// network: the sources at which he was never seen before that violation.
+    pub(super) fn suspects(&self, family: Family, now: Moment) -> impl Iterator<Item = &Presence> {
+        let offence = self.offence_beside(family, now);
+        self.presences.iter().filter(move |it| {
+            it.source.family() == family
+                && it.acted_until <= now
+                && offence.is_some_and(|offence| offence.at < it.first_seen)
+        })
+    }
+
+    /// Where he was in the other family when somebody was cut there, whoever that was left aside.
+    pub(super) fn stayed_beside(
+        &self,
+        family: Family,
+        now: Moment,
+    ) -> impl Iterator<Item = &Presence> {
+        let offence = self.offence_beside(family, now);
+        self.presences.iter().filter(move |it| {
+            it.source.family() == family.other()
+                && it.acted_until <= now
+                && offence.is_some_and(|offence| it.first_seen <= offence.at)
+        })
     }
 
     /// He began something at `source`; an answer to a question is no turn of his own.
     pub(super) fn begins(&mut self, source: Source, begun: Moment, is_answer: bool) {
-        let family = self.of_mut(source.family());
-        if let Some((before, at)) = family.begun {
-            if begun < at {
-                return;
-            }
-            if before != source && !is_answer {
-                if family.turns.len() == TURNS_KEPT {
-                    family.turns.pop_front();
-                }
-                family.turns.push_back(begun);
-            }
+        let family = source.family();
+        let is_here = |it: &Presence| it.source == source;
+        let is_across = self.suspects(family, begun).any(is_here)
+            || self.stayed_beside(family.other(), begun).any(is_here);
+        self.of_mut(family).course.begins(source, begun, is_answer);
+        if is_across {
+            self.across.begins(source, begun, is_answer);
         }
-        family.begun = Some((source, begun));
     }
 
     /// What he turned between so far says nothing any more.
     pub(super) fn forget_turns(&mut self) {
-        for family in [&mut self.v4, &mut self.v6] {
-            family.begun = None;
-            family.turns.clear();
+        for course in [&mut self.v4.course, &mut self.v6.course, &mut self.across] {
+            *course = Course::default();
         }
     }
 
     /// How often he turned of late.
     pub(super) fn turns(&self, family: Family, measures: Measures, now: Moment) -> Turns {
-        let turns = match family {
-            Family::V4 => &self.v4.turns,
-            Family::V6 => &self.v6.turns,
-        };
-        let within = |age: Duration| {
-            let recent = turns.iter().filter(|turn| now.saturating_since(**turn) <= age);
-            u32::try_from(recent.count()).unwrap_or(u32::MAX)
-        };
-        Turns { now: within(measures.window), lately: within(measures.window * LATELY) }
+        self.of(family).course.turns(measures, now)
+    }
+
+    /// How often he turned of late between where he stayed when somebody was cut and what is new in
+    /// the other family.
+    pub(super) fn turns_across(&self, measures: Measures, now: Moment) -> Turns {
+        self.across.turns(measures, now)
+    }
+
+    fn of(&self, family: Family) -> &OfFamily {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
     }
 
     fn of_mut(&mut self, family: Family) -> &mut OfFamily {
@@ -210,9 +237,10 @@ impl Occupant {
         }
     }
 
-    /// The longest silent source goes: one without connections, before one that has some; those under
-    /// an order last. Where he was first seen of all, in each family, stays: else whoever turns up at
-    /// enough sources could make a newcomer of him.
+    /// The longest silent source goes, those under an order last. One with connections open stays:
+    /// else whoever opens enough elsewhere could have it forgotten that somebody is at work there.
+    /// Where he was first seen of all, in each family, stays too: else whoever turns up at enough
+    /// sources could make a newcomer of him.
     fn make_room(&mut self, now: Moment) -> Option<Presence> {
         let senior = |family: Family| {
             let of_family = self.presences.iter().filter(|it| it.source.family() == family);
@@ -223,12 +251,37 @@ impl Occupant {
             .presences
             .iter()
             .enumerate()
+            .filter(|(_, presence)| presence.connections.is_empty())
             .filter(|(_, presence)| !seniors.contains(&Some(presence.source)))
             .min_by_key(|(_, presence)| {
-                let is_open = !presence.connections.is_empty();
                 let is_ordered = presence.acted_until.max(presence.ordered_until) > now;
-                (is_ordered, is_open, presence.last_seen())
+                (is_ordered, presence.last_seen())
             })?;
         Some(self.presences.remove(place))
+    }
+}
+
+impl Course {
+    fn begins(&mut self, source: Source, begun: Moment, is_answer: bool) {
+        if let Some((before, at)) = self.begun {
+            if begun < at {
+                return;
+            }
+            if before != source && !is_answer {
+                if self.turns.len() == TURNS_KEPT {
+                    self.turns.pop_front();
+                }
+                self.turns.push_back(begun);
+            }
+        }
+        self.begun = Some((source, begun));
+    }
+
+    fn turns(&self, measures: Measures, now: Moment) -> Turns {
+        let within = |age: Duration| {
+            let recent = self.turns.iter().filter(|turn| now.saturating_since(**turn) <= age);
+            u32::try_from(recent.count()).unwrap_or(u32::MAX)
+        };
+        Turns { now: within(measures.window), lately: within(measures.window * LATELY) }
     }
 }

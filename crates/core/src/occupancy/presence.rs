@@ -3,7 +3,7 @@
 //! Takes moves with their moments and bytes; keeps the last slots, the arrival, what was begun and
 //! what was asked. It knows no name and no other source, and asks nobody.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use crate::{
     moment::Moment,
@@ -23,6 +23,10 @@ const MOST_PUT_OFF: u32 = 3;
 
 /// Slots whose bytes are kept for the record.
 pub(super) const SLOTS_KEPT: usize = SLOTS as usize;
+
+/// Addresses of a source kept that a ban has named: a further ban of one that is not kept does no
+/// harm.
+const BANNED_KEPT: usize = 64;
 
 /// Payload may be dated so much too early: the kernel counts its age in ticks (10 ms at HZ=100), and
 /// from a moment a little after the one that it is subtracted from.
@@ -94,10 +98,12 @@ pub(super) struct Presence {
     pub(super) connections: Vec<Peer>,
     /// It was acted upon, and is no party to another verdict before this.
     pub(super) acted_until: Moment,
+    /// When that was, as far as it is known.
+    pub(super) acted_at: Option<Moment>,
+    /// The addresses that were named when it was banned, the last [`BANNED_KEPT`] of them.
+    pub(super) banned: Vec<IpAddr>,
     /// New connections of the user from here are reset on sight before this.
     pub(super) ordered_until: Moment,
-    /// When that was ordered.
-    pub(super) ordered_at: Option<Moment>,
 }
 
 impl Presence {
@@ -124,8 +130,9 @@ impl Presence {
             unanswered: 0,
             connections: Vec::new(),
             acted_until: Moment::default(),
+            acted_at: None,
+            banned: Vec::new(),
             ordered_until: Moment::default(),
-            ordered_at: None,
         }
     }
 
@@ -299,9 +306,25 @@ impl Presence {
         self.connections.last().copied()
     }
 
+    /// A ban names `address` of this source.
+    pub(super) fn is_banned_at(&mut self, address: IpAddr) {
+        if self.banned.contains(&address) {
+            return;
+        }
+        if self.banned.len() == BANNED_KEPT {
+            self.banned.remove(0);
+        }
+        self.banned.push(address);
+    }
+
     /// Begins anew with slots of another length.
     pub(super) fn forget_slots(&mut self) {
         (self.slot, self.moved, self.bytes) = (0, 0, [0; SLOTS_KEPT]);
+    }
+
+    /// When the order fell by which the user's new connections are reset here, if there was one.
+    pub(super) fn ordered_at(&self) -> Option<Moment> {
+        self.acted_at.filter(|_| self.ordered_until != Moment::default())
     }
 
     /// Takes over what is remembered from an earlier run.

@@ -2,33 +2,69 @@
 //!
 //! Takes the sources that were proven to be at work at once; makes the verdict, with the numbers
 //! that prove it, and keeps what follows from it: no second verdict while it lasts, resets on sight,
-//! and the device that comes back in the other address family. It acts on nobody.
+//! and which addresses a ban named. It acts on nobody.
 
 use std::sync::Arc;
 
-use super::{Occupancy, occupant::Occupant, presence::Presence};
+use super::{Occupancy, connections::Owner, presence::Presence};
 use crate::{
     brake::{Brakes, Permit},
-    link::Link,
+    link::{Found, Link},
     moment::Moment,
     neighbours::Company,
     network::{Family, Source},
     overlap::SLOTS,
     policy::{Action, Keep},
     sessions::Offence,
-    sighting::Peer,
+    sighting::{Peer, Sighting},
     verdict::{
         Abstention, Basis, Eviction, Evidence, Exhibit, Ground, Incumbent, Measure, Offender,
         Proof, Question, Restraint, Verdict,
     },
 };
 
+/// Which sources of a user a proof shows, where they moved of late.
+#[derive(Clone, Debug)]
+pub(super) enum Exhibited {
+    /// All of a family.
+    Family(Family),
+    /// These.
+    These(Vec<Source>),
+}
+
+impl Exhibited {
+    fn has(&self, source: Source) -> bool {
+        match self {
+            Self::Family(family) => source.family() == *family,
+            Self::These(sources) => sources.contains(&source),
+        }
+    }
+}
+
 impl Occupancy {
+    /// Puts the question to each of `sources`, unless a CDN seems to be in front.
+    pub(super) fn ask_each(
+        &mut self,
+        identity: &Arc<[u8]>,
+        sources: &[Source],
+        exhibited: &Exhibited,
+        places: usize,
+        slot: u64,
+        now: Moment,
+    ) {
+        if !self.refrain(identity, sources, exhibited, places, slot, now) {
+            for source in sources {
+                self.ask(identity, *source, exhibited, places, slot, now);
+            }
+        }
+    }
+
     /// Puts the question to a source that only finishes.
-    pub(super) fn ask(
+    fn ask(
         &mut self,
         identity: &Arc<[u8]>,
         source: Source,
+        exhibited: &Exhibited,
         places: usize,
         slot: u64,
         now: Moment,
@@ -41,7 +77,7 @@ impl Occupancy {
         if let Some(presence) = self.presence_mut(identity, source) {
             presence.is_asked(now);
         }
-        let proof = self.proof(identity, source.family(), slot, now);
+        let proof = self.proof(identity, exhibited, slot, now);
         self.counters.asked += 1;
         self.verdicts.push(Verdict::Ask(Question { user, source, link, places, proof }));
     }
@@ -52,20 +88,23 @@ impl Occupancy {
         &mut self,
         identity: &Arc<[u8]>,
         sources: &[Source],
+        exhibited: &Exhibited,
         places: usize,
         slot: u64,
         now: Moment,
     ) -> bool {
         let Some(source) = sources.first().copied() else { return false };
-        let Some(count) = self.behind_cdn(identity, now) else { return false };
+        let is_present = |presence: &Presence| presence.is_present(self.measures, now);
+        let Some(count) = self.behind_cdn(identity, is_present, now) else { return false };
         let Some(occupant) = self.occupants.get::<[u8]>(identity) else { return false };
         let user = occupant.shown_as().into();
-        let proof = self.proof(identity, source.family(), slot, now);
+        let proof = self.proof(identity, exhibited, slot, now);
         self.counters.behind_cdn += 1;
         let until = now.saturating_add(self.policy.timeout());
         for source in sources {
             if let Some(presence) = self.presence_mut(identity, *source) {
                 presence.acted_until = until;
+                presence.banned.clear();
             }
         }
         let restraint = Restraint::BehindCdn;
@@ -86,7 +125,8 @@ impl Occupancy {
         now: Moment,
     ) {
         let Some(family) = proven.first().map(|source| source.family()) else { return };
-        let proof = self.proof(identity, family, slot, now);
+        let of_family = Exhibited::Family(family);
+        let proof = self.proof(identity, &of_family, slot, now);
         let Some(occupant) = self.occupants.get::<[u8]>(identity) else { return };
         let mut ranked: Vec<&Presence> =
             proven.iter().filter_map(|source| occupant.at(*source)).collect();
@@ -106,7 +146,7 @@ impl Occupancy {
 
         self.counters.violations += 1;
         let sources: Vec<Source> = offending.iter().map(|(_, source)| *source).collect();
-        if self.refrain(identity, &sources, places, slot, now) {
+        if self.refrain(identity, &sources, &of_family, places, slot, now) {
             return;
         }
         let offenders: Vec<Offender> = offending
@@ -130,61 +170,145 @@ impl Occupancy {
         }));
     }
 
-    /// What a confirmed new connection leads to by itself: a reset on sight, or the end of a device
-    /// that comes back in the other address family.
+    /// What a confirmed new connection leads to by itself: a reset on sight.
     pub(super) fn on_arrival(
         &mut self,
         identity: &Arc<[u8]>,
         peer: Peer,
         places: usize,
-        brakes: &mut Brakes,
         now: Moment,
     ) -> Option<Verdict> {
         let source = self.policy.source(peer.address);
-        let occupant = self.occupants.get::<[u8]>(identity)?;
-        let presence = occupant.at(source)?;
-        let (ground, basis, offender) = if now < presence.ordered_until {
-            self.counters.on_sight += 1;
-            // Where nothing else stands against a ban, a brake did when the order was given. Which
-            // one is not kept: an order outlives the minute of a brake, which may not hold by now.
-            let restraint = self.restraint(identity, source, now).unwrap_or(Restraint::UserBans);
-            let link = self.connections.get(peer).map(|connection| connection.link);
-            let order = presence.ordered_at.map(|at| (source, at));
-            let offender = self.offender(identity, source, link, Measure::Kill(restraint))?;
-            (Ground::OnSight, order, offender)
-        } else if self.is_banned_device(occupant, presence, places, now) {
-            self.counters.other_family += 1;
-            // No offence of its own: else the device's next address in the first family would be
-            // taken for one that comes back, and so on.
-            let offence = occupant.offence_beside(source.family(), now);
-            let before = offence.map(|offence| (offence.source, offence.at));
-            (Ground::OtherFamily, before, self.offend(identity, source, brakes, now)?)
-        } else {
+        let presence = self.occupants.get::<[u8]>(identity)?.at(source)?;
+        if presence.ordered_until <= now {
             return None;
-        };
+        }
+        self.counters.on_sight += 1;
+        // Where nothing else stands against a ban, a brake did when the order was given. Which one is
+        // not kept: an order outlives the minute of a brake, which may not hold by now.
+        let restraint = self.restraint(identity, source, now).unwrap_or(Restraint::UserBans);
+        let link = self.connections.get(peer).map(|connection| connection.link);
+        let offender = self.offender(identity, source, link, Measure::Kill(restraint))?;
+        self.again(identity, Ground::OnSight, offender, places, now)
+    }
+
+    /// Who was banned at the source of a connection that was [confirmed](Self::confirm) a moment ago
+    /// goes again, if his ban named other addresses of it. Call it where a ban does not cover all of
+    /// the source: elsewhere whoever is let in was so by the operator, or came before the ban.
+    pub fn go_round_a_ban(&mut self, found: &Found, brakes: &mut Brakes, now: Moment) -> Verdict {
+        self.banned_elsewhere(found.link, brakes, now).unwrap_or(Verdict::Admit)
+    }
+
+    fn banned_elsewhere(
+        &mut self,
+        link: Link,
+        brakes: &mut Brakes,
+        now: Moment,
+    ) -> Option<Verdict> {
+        let connection = self.connections.exact(link.peer, link.cookie)?;
+        let Owner::User(identity) = &connection.owner else { return None };
+        let (identity, source) = (Arc::clone(identity), connection.source);
+        let places = self.places_of(&identity)?;
+        let address = link.peer.address;
+        let presence = self.occupants.get::<[u8]>(&identity)?.at(source)?;
+        let is_banned = now < presence.acted_until && !presence.banned.is_empty();
+        if !is_banned || presence.banned.contains(&address) {
+            return None;
+        }
+        self.counters.on_sight += 1;
+        let measure = self.measure(&identity, source, brakes, now);
+        if measure == Measure::Ban {
+            self.presence_mut(&identity, source)?.is_banned_at(address);
+        }
+        let offender = self.offender(&identity, source, Some(link), measure)?;
+        self.again(&identity, Ground::StillBanned, offender, places, now)
+    }
+
+    /// The verdict on somebody against whom one fell a while ago.
+    fn again(
+        &self,
+        identity: &Arc<[u8]>,
+        ground: Ground,
+        offender: Offender,
+        places: usize,
+        now: Moment,
+    ) -> Option<Verdict> {
         let occupant = self.occupants.get::<[u8]>(identity)?;
         let others = occupant.presences.iter().filter(|it| {
-            it.source != source && it.acted_until <= now && it.is_present(self.measures, now)
+            it.source != offender.source
+                && it.acted_until <= now
+                && it.is_present(self.measures, now)
         });
+        let presence = occupant.at(offender.source)?;
         Some(Verdict::Evict(Eviction {
-            user: occupant.at(source)?.shown_as.clone(),
+            user: presence.shown_as.clone(),
             ground,
-            offenders: vec![offender],
             incumbents: incumbents(others, now),
             places,
             evidence: Evidence::Kernel,
             proof: None,
-            basis: basis.map(|(source, at)| Basis { source, ago: now.saturating_since(at) }),
+            basis: presence.acted_at.map(|at| Basis::of(offender.source, at, now)),
+            offenders: vec![offender],
         }))
     }
 
-    /// The numbers of every source of a family that moved of late.
-    fn proof(&self, identity: &[u8], family: Family, slot: u64, now: Moment) -> Proof {
+    /// A user with connections open at as many sources as are kept for one opens another from
+    /// elsewhere: what nobody can look at there is reset, or it would be where to hide. Whoever else
+    /// is at that source does not matter, because nothing but this connection is touched.
+    pub(super) fn turn_away(
+        &mut self,
+        identity: &Arc<[u8]>,
+        sighting: &Sighting<'_>,
+        places: usize,
+        now: Moment,
+    ) -> Verdict {
+        let Some(connection) = self.connections.get(sighting.peer) else { return Verdict::Admit };
+        let (source, link) = (connection.source, connection.link);
+        if now < self.verdicts_from {
+            return Verdict::Admit;
+        }
+        let is_open = |presence: &Presence| !presence.connections.is_empty();
+        if self.behind_cdn(identity, is_open, now).is_some() {
+            self.counters.behind_cdn += 1;
+            return Verdict::Admit;
+        }
+        self.counters.too_many_sources += 1;
+        let presences = self.occupants.get::<[u8]>(identity).map(|it| it.presences.as_slice());
+        let others = presences.unwrap_or_default().iter().filter(|it| it.acted_until <= now);
+        let mut incumbents = incumbents(others.filter(|it| is_open(it)), now);
+        incumbents.truncate(places);
+        Verdict::Evict(Eviction {
+            user: sighting.user.into(),
+            ground: Ground::TooManySources,
+            offenders: vec![Offender {
+                source,
+                peer: sighting.peer,
+                transport: sighting.transport,
+                inbound: sighting.inbound.map(Box::from),
+                links: vec![link],
+                measure: Measure::Kill(Restraint::TooManySources),
+            }],
+            incumbents,
+            places,
+            evidence: Evidence::Kernel,
+            proof: None,
+            basis: None,
+        })
+    }
+
+    /// The numbers of the sources that are to be shown, where they moved of late.
+    pub(super) fn proof(
+        &self,
+        identity: &[u8],
+        exhibited: &Exhibited,
+        slot: u64,
+        now: Moment,
+    ) -> Proof {
         let presences = self.occupants.get(identity).map(|it| it.presences.as_slice());
         let mut presences: Vec<&Presence> = presences
             .unwrap_or_default()
             .iter()
-            .filter(|it| it.source.family() == family && it.moved_until(slot) != 0)
+            .filter(|it| exhibited.has(it.source) && it.moved_until(slot) != 0)
             .collect();
         presences.sort_by_key(|presence| presence.first_seen);
         let exhibits = presences
@@ -216,28 +340,44 @@ impl Occupancy {
     }
 
     /// Takes it down that the user goes from `source`, and says how.
-    fn offend(
+    pub(super) fn offend(
         &mut self,
         identity: &Arc<[u8]>,
         source: Source,
         brakes: &mut Brakes,
         now: Moment,
     ) -> Option<Offender> {
-        let measure = match self.restraint(identity, source, now) {
+        let measure = self.measure(identity, source, brakes, now);
+        let offender = self.offender(identity, source, None, measure)?;
+        let until = now.saturating_add(self.policy.timeout());
+        let presence = self.presence_mut(identity, source)?;
+        (presence.acted_at, presence.acted_until) = (Some(now), until);
+        presence.banned.clear();
+        match measure {
+            Measure::Ban => {
+                let links = offender.links.iter().map(|link| link.peer);
+                links.chain([offender.peer]).for_each(|peer| presence.is_banned_at(peer.address));
+            }
+            Measure::Kill(_) => presence.ordered_until = until,
+        }
+        Some(offender)
+    }
+
+    /// How far one may go against a user at a source. Whoever is banned is counted by the brakes.
+    fn measure(
+        &self,
+        identity: &Arc<[u8]>,
+        source: Source,
+        brakes: &mut Brakes,
+        now: Moment,
+    ) -> Measure {
+        match self.restraint(identity, source, now) {
             Some(restraint) => Measure::Kill(restraint),
             None => match brakes.permit(identity, now) {
                 Permit::Granted => Measure::Ban,
                 Permit::Withheld(restraint) => Measure::Kill(restraint),
             },
-        };
-        let offender = self.offender(identity, source, None, measure)?;
-        let until = now.saturating_add(self.policy.timeout());
-        let presence = self.presence_mut(identity, source)?;
-        presence.acted_until = until;
-        if let Measure::Kill(_) = measure {
-            (presence.ordered_at, presence.ordered_until) = (Some(now), until);
         }
-        Some(offender)
     }
 
     /// Why a source may not be banned; brakes aside. The operator's order comes last: whoever is to
@@ -284,15 +424,20 @@ impl Occupancy {
         })
     }
 
-    /// How many sources a user is at work from, if they are so many, and so many of them others'
-    /// too, that the addresses must be a CDN's.
-    fn behind_cdn(&self, identity: &[u8], now: Moment) -> Option<usize> {
+    /// How many sources of a user count, if they are so many, and so many of them others' too, that
+    /// the addresses must be a CDN's.
+    fn behind_cdn(
+        &self,
+        identity: &[u8],
+        counts: impl Fn(&Presence) -> bool,
+        now: Moment,
+    ) -> Option<usize> {
         let occupant = self.occupants.get(identity)?;
         let hash = self.occupants.hash_of(identity);
         let present: Vec<Source> = occupant
             .presences
             .iter()
-            .filter(|presence| presence.is_present(self.measures, now))
+            .filter(|presence| counts(presence))
             .map(|presence| presence.source)
             .collect();
         if present.len() < self.policy.cdn_sources() {
@@ -304,42 +449,13 @@ impl Occupancy {
             .count();
         (shared * 2 >= present.len()).then_some(present.len())
     }
-
-    /// Whether a source that the user was never at before is the device that was cut in the other
-    /// family. With [`Keep::Last`] the device that has just come is as new as its two addresses, so
-    /// it is taken for that one until the places are held by sources that came since the violation.
-    fn is_banned_device(
-        &self,
-        occupant: &Occupant,
-        presence: &Presence,
-        places: usize,
-        now: Moment,
-    ) -> bool {
-        if now < self.verdicts_from || now < presence.acted_until {
-            return false;
-        }
-        let family = presence.source.family();
-        let Some(offence) = occupant.offence_beside(family, now) else { return false };
-        if presence.first_seen <= offence.at {
-            return false;
-        }
-        match self.policy.keep() {
-            Keep::First => true,
-            Keep::Last => {
-                let newer = occupant.presences.iter().filter(|other| {
-                    other.source != presence.source
-                        && other.source.family() == family
-                        && other.arrival >= offence.at
-                        && other.acted_until <= now
-                        && other.is_present(self.measures, now)
-                });
-                newer.count() >= places
-            }
-        }
-    }
 }
 
-fn incumbents<'a>(presences: impl Iterator<Item = &'a Presence>, now: Moment) -> Vec<Incumbent> {
+/// Those who stay, the most senior first.
+pub(super) fn incumbents<'a>(
+    presences: impl Iterator<Item = &'a Presence>,
+    now: Moment,
+) -> Vec<Incumbent> {
     let mut presences: Vec<&Presence> = presences.collect();
     presences.sort_by_key(|presence| presence.first_seen);
     let incumbent = |presence: &Presence| Incumbent {

@@ -56,7 +56,7 @@ impl Occupancy {
                     arrival: presence.arrival,
                     last_move: presence.last_seen(),
                     ordered_until: presence.ordered_until,
-                    ordered_at: presence.ordered_at,
+                    ordered_at: presence.ordered_at(),
                     is_visit: false,
                 })
             })
@@ -109,8 +109,7 @@ impl Occupancy {
         let peer = Peer { address: source.network().address(), port: 0 };
         let mut presence = Presence::new(source, peer, &standing.shown_as, now);
         presence.restore(standing.first_seen, standing.arrival, standing.last_move);
-        (presence.ordered_at, presence.ordered_until) =
-            (standing.ordered_at, standing.ordered_until);
+        (presence.acted_at, presence.ordered_until) = (standing.ordered_at, standing.ordered_until);
         occupant.insert(presence);
     }
 }

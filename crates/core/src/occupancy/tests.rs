@@ -259,17 +259,157 @@ fn the_two_families_of_one_phone_are_counted_apart() {
     assert_eq!(house.pass(60_000, &[HOME, v6]), []);
 }
 
+const HOME6: &str = "[2001:db8:11::2]:40001";
+const NEW6: &str = "[2001:db8:12::2]:50001";
+const NEW6_AGAIN: &str = "[2001:db8:12::2]:50002";
+
+/// Alice is at home, over both families, and a guest of hers was banned a while ago, over IPv4.
+fn guest_is_banned(terms: Terms) -> House {
+    let mut house = House::new(terms);
+    house.open("alice", HOME);
+    house.open("alice", HOME6);
+    house.pass(20_000, &[HOME, HOME6]);
+    house.open("alice", AWAY);
+    let verdicts = browse_together(&mut house, "alice", &BOTH);
+    assert_eq!(evicted(&verdicts).1, ["198.51.100.12"]);
+    assert_eq!(house.pass(3_000, &[HOME, HOME6]), []);
+    house
+}
+
+fn close_all_at(house: &mut House, address: &str) {
+    let open = house.everything();
+    open.iter().filter(|peer| peer.starts_with(address)).for_each(|peer| house.close(peer));
+}
+
 #[test]
-fn the_banned_device_that_comes_back_in_the_other_family_goes_at_once() {
+fn the_banned_device_that_comes_back_in_the_other_family_goes_once_both_have_answered() {
+    let mut house = guest_is_banned(Terms::default());
+    assert!(house.open("alice", NEW6).is_empty(), "it may be her own phone");
+    let arrived = house.now;
+    let verdicts = until_asked(&mut house, &[HOME, NEW6]);
+    assert!(house.now - arrived <= 2_000, "{}", house.now - arrived);
+    assert_eq!(asked(&verdicts), ["198.51.100.11"]);
+    let Verdict::Ask(question) = &verdicts[0] else { unreachable!() };
+    assert_eq!(question.proof.exhibits.len(), 2, "of both families");
+    assert_eq!(house.pass(200, &[NEW6]), []);
+    assert_eq!(asked(&house.open("alice", HOME_AGAIN)), ["2001:db8:12::/64"]);
+    assert_eq!(house.pass(200, &[HOME_AGAIN]), []);
+    let (eviction, sources) = evicted(&house.open("alice", NEW6_AGAIN));
+    assert_eq!((eviction.ground, &*sources[0]), (Ground::OtherFamily, "2001:db8:12::/64"));
+    assert_eq!(eviction.offenders[0].measure, Measure::Ban);
+    let stays: Vec<_> = eviction.incumbents.iter().map(|it| it.source.to_string()).collect();
+    assert_eq!(stays, ["198.51.100.11"]);
+    assert_eq!(house.occupancy.counters().other_family, 1);
+}
+
+#[test]
+fn an_answer_from_before_a_device_came_in_the_other_family_proves_nothing_against_it() {
     let mut house = House::new(Terms::default());
     house.open("alice", HOME);
     house.pass(20_000, &[HOME]);
     house.open("alice", AWAY);
-    let verdicts = browse_together(&mut house, "alice", &BOTH);
-    assert_eq!(evicted(&verdicts).1, ["198.51.100.12"]);
-    let verdicts = house.open("alice", "[2001:db8:12::2]:50001");
-    let (eviction, sources) = evicted(&verdicts);
-    assert_eq!((eviction.ground, &*sources[0]), (Ground::OtherFamily, "2001:db8:12::/64"));
+    until_asked(&mut house, &[HOME, AWAY]);
+    house.pass(200, &[AWAY]);
+    house.open("alice", HOME_AGAIN);
+    house.pass(200, &[HOME_AGAIN]);
+    assert_eq!(evicted(&house.open("alice", AWAY_AGAIN)).1, ["198.51.100.12"]);
+
+    house.pass(100, &[HOME_AGAIN]);
+    house.open("alice", NEW6);
+    assert_eq!(house.pass(2_000, &[HOME_AGAIN, NEW6]), []);
+    let verdicts = house.open("alice", "198.51.100.11:40003");
+    assert_eq!(asked(&verdicts), ["2001:db8:12::/64"]);
+    house.pass(100, &[HOME_AGAIN]);
+    assert_eq!(house.open("alice", NEW6_AGAIN), [], "home has answered, but that was before");
+    let verdicts = until_asked(&mut house, &[HOME_AGAIN, NEW6_AGAIN]);
+    assert_eq!(asked(&verdicts), ["198.51.100.11"]);
+    house.pass(100, &[NEW6_AGAIN]);
+    let (eviction, _) = evicted(&house.open("alice", "198.51.100.11:40004"));
+    assert_eq!(eviction.ground, Ground::OtherFamily);
+}
+
+#[test]
+fn without_the_question_a_device_in_the_other_family_goes_after_two_slots() {
+    let mut house = guest_is_banned(Terms { asking: false, ..Terms::default() });
+    house.open("alice", NEW6);
+    let (eviction, _) = evicted(&house.pass(2_000, &[HOME, NEW6]));
+    assert_eq!(eviction.ground, Ground::OtherFamily);
+}
+
+#[test]
+fn a_phone_that_leaves_home_while_a_guest_of_the_other_family_is_banned_is_left_alone() {
+    for asking in [true, false] {
+        let mut house = guest_is_banned(Terms { asking, ..Terms::default() });
+        close_all_at(&mut house, "198.51.100.11:");
+        close_all_at(&mut house, "[2001:db8:11:");
+        // Its next network is new in both families.
+        let mut verdicts = house.open("alice", NEW6);
+        verdicts.extend(house.open("alice", "198.51.100.13:1"));
+        verdicts.extend(house.pass(40_000, &[NEW6, "198.51.100.13:1"]));
+        assert_eq!(verdicts, [], "asking: {asking}");
+    }
+}
+
+#[test]
+fn a_phone_whose_old_network_lingers_beside_the_ban_of_a_guest_is_asked_and_left_alone() {
+    let mut house = guest_is_banned(Terms::default());
+    house.open("alice", NEW6);
+    let mut questions = 0;
+    for number in 0..40 {
+        // What it opens anew, it opens where it is.
+        house.open("alice", &format!("[2001:db8:12::2]:{}", 60_000 + number));
+        let verdicts = house.pass(1_000, &[HOME, "198.51.100.11:2000", "198.51.100.11:2001", NEW6]);
+        let sources = asked(&verdicts);
+        assert!(sources.iter().all(|source| source == "198.51.100.11"), "{sources:?}");
+        questions += sources.len();
+    }
+    assert!((1..=3).contains(&questions), "{questions}");
+}
+
+#[test]
+fn a_phone_that_flaps_between_the_families_beside_the_ban_of_a_guest_is_left_alone() {
+    // It opens something every now and then where it is, and what it has left goes on for a while.
+    let habits = [(2_u64, 2), (3, 0), (4, 2), (6, 3)];
+    let each = |(stays, most)| (0..=most).map(move |lingers| (stays * 1_000, lingers * 1_000));
+    for (stays, lingers) in habits.into_iter().flat_map(each) {
+        let mut house = guest_is_banned(Terms::default());
+        close_all_at(&mut house, "198.51.100.11:");
+        close_all_at(&mut house, "[2001:db8:11:");
+        for step in 0..60_u64 {
+            let (turn, after) = (step * 900 / stays, step * 900 % stays);
+            let mut networks = ["[2001:db8:12::2]:", "198.51.100.11:"];
+            if turn % 2 == 1 {
+                networks.reverse();
+            }
+            let [here, left] = networks;
+            if after >= lingers {
+                close_all_at(&mut house, left);
+            }
+            let mut verdicts = house.open("alice", &format!("{here}{}", 61_000 + step));
+            let open = house.everything();
+            let moving: Vec<&str> = open.iter().map(String::as_str).collect();
+            verdicts.extend(house.pass(900, &moving));
+            let is_calm = |verdict: &Verdict| matches!(verdict, Verdict::Ask(_));
+            assert!(verdicts.iter().all(is_calm), "{stays} {lingers}: {verdicts:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_device_of_the_other_family_for_which_there_is_a_place_is_no_matter() {
+    let mut house = House::new(Terms { places: 2, ..Terms::default() });
+    let second = "198.51.100.13:1";
+    for peer in [HOME, second] {
+        house.open("alice", peer);
+        house.pass(10_000, &[HOME, second]);
+    }
+    house.open("alice", AWAY);
+    let three = ["198.51.100.11", "198.51.100.13", "198.51.100.12"];
+    assert_eq!(evicted(&browse_together(&mut house, "alice", &three)).1, ["198.51.100.12"]);
+    close_all_at(&mut house, "198.51.100.13");
+    house.pass(6_000, &[HOME]);
+    house.open("alice", NEW6);
+    assert_eq!(house.pass(20_000, &[HOME, NEW6]), []);
 }
 
 #[test]
@@ -298,22 +438,109 @@ fn at_a_shared_source_only_his_own_connections_go_and_again_on_sight() {
     assert!(house.open("alice", AWAY_AGAIN).is_empty(), "the order has run out");
 }
 
+/// As many sources as are kept for a user with one place.
+const MOST_SOURCES: usize = 66;
+
+/// An idle connection from each of `numbers` sources.
+fn idle_from(house: &mut House, user: &str, numbers: std::ops::RangeInclusive<u8>) -> Vec<Verdict> {
+    numbers.flat_map(|number| house.open(user, &format!("203.0.113.{number}:1"))).collect()
+}
+
 #[test]
-fn idle_connections_from_however_many_sources_hide_nobody() {
+fn who_has_connections_open_at_as_many_sources_as_are_kept_is_reset_at_another() {
     let mut house = House::new(Terms::default());
     house.open("alice", HOME);
-    for number in 1..=100 {
-        house.open("alice", &format!("203.0.113.{number}:1"));
-        house.pass(1_000, &[HOME]);
+    assert_eq!(idle_from(&mut house, "alice", 1..=65), []);
+    assert_eq!(house.everything().len(), MOST_SOURCES);
+    // Another user is there, who loses nothing.
+    house.open("bob", "198.51.100.12:7");
+    for peer in [AWAY, AWAY_AGAIN] {
+        let (eviction, sources) = evicted(&house.open("alice", peer));
+        assert_eq!((eviction.ground, &*sources[0]), (Ground::TooManySources, "198.51.100.12"));
+        let offender = &eviction.offenders[0];
+        assert_eq!(offender.measure, Measure::Kill(Restraint::TooManySources));
+        let reset: Vec<_> = offender.links.iter().map(|link| link.peer.to_string()).collect();
+        assert_eq!(reset, [peer], "and nothing else");
+        let stays: Vec<_> = eviction.incumbents.iter().map(|it| it.source.to_string()).collect();
+        assert_eq!(stays, ["198.51.100.11"]);
     }
-    assert!(house.occupancy.counters().no_room > 30);
+    assert_eq!(house.occupancy.counters().too_many_sources, 2);
+    assert!(house.open("alice", HOME_AGAIN).is_empty(), "he is there already");
+    house.close("203.0.113.1:1");
+    assert!(house.open("alice", AWAY).is_empty(), "there is room again");
+}
+
+#[test]
+fn a_source_with_open_connections_makes_room_for_nobody() {
+    // Two at home, of whom one is quiet; a guest opens connections from everywhere, and closes them.
+    let mut house = House::new(Terms { places: 2, ..Terms::default() });
+    let second = "198.51.100.13:1";
+    house.open("alice", HOME);
+    house.pass(1_000, &[HOME]);
+    house.open("alice", second);
+    house.pass(10_000, &[HOME]);
+    idle_from(&mut house, "alice", 1..=100);
+    for number in 1..=100 {
+        house.close(&format!("203.0.113.{number}:1"));
+    }
+    house.pass(1_000, &[HOME]);
+    house.open("alice", AWAY);
+    house.pass(10_000, &[HOME, AWAY]);
+    let three = ["198.51.100.11", "198.51.100.13", "198.51.100.12"];
+    let (eviction, sources) = evicted(&browse_together(&mut house, "alice", &three));
+    assert_eq!(sources, ["198.51.100.12"], "the guest, not whoever was quiet");
+    assert_eq!(eviction.incumbents.len(), 2);
+}
+
+#[test]
+fn idle_connections_from_however_many_sources_hide_nobody() {
+    let mut house = House::new(Terms { asking: false, ..Terms::default() });
+    house.open("alice", HOME);
     house.pass(20_000, &[HOME]);
     house.open("alice", AWAY);
-    let (_, sources) = evicted(&browse_together(&mut house, "alice", &BOTH));
-    assert_eq!(sources, ["198.51.100.12"], "and where he was first of all stays");
-    // Whoever made room is nobody's, and a line makes no carrier of him.
-    house.line("bob", "203.0.113.1:1");
-    assert_eq!(house.occupancy.counters().carriers, 0);
+    idle_from(&mut house, "alice", 1..=100);
+    let verdicts = house.pass(6_000, &[HOME, AWAY]);
+    assert_eq!(evicted(&verdicts).1, ["198.51.100.12"]);
+}
+
+#[test]
+fn what_found_no_room_before_verdicts_fall_is_reset_when_it_is_named_again() {
+    let mut house = House::new(Terms::default());
+    house.open("alice", HOME);
+    idle_from(&mut house, "alice", 1..=65);
+    house.occupancy.begin(at(house.now));
+    assert!(house.open("alice", AWAY).is_empty());
+    assert!(house.line("alice", AWAY).is_empty());
+    house.pass(6_000, &[HOME]);
+    let (eviction, _) = evicted(&house.line("alice", AWAY));
+    assert_eq!(eviction.ground, Ground::TooManySources);
+}
+
+#[test]
+fn what_found_no_room_is_taken_when_it_is_named_again_and_there_is_some() {
+    let mut house = House::new(Terms { asking: false, ..Terms::default() });
+    house.open("alice", HOME);
+    idle_from(&mut house, "alice", 1..=65);
+    house.occupancy.begin(at(house.now));
+    house.open("alice", AWAY);
+    house.close("203.0.113.1:1");
+    house.pass(6_000, &[HOME, AWAY]);
+    assert!(house.line("alice", AWAY).is_empty());
+    let verdicts = house.pass(10_000, &[HOME, AWAY]);
+    assert_eq!(evicted(&verdicts).1, ["198.51.100.12"]);
+}
+
+#[test]
+fn behind_a_cdn_nobody_is_reset_for_his_many_sources() {
+    let mut house = House::new(Terms::default());
+    for number in 1..=100 {
+        for (user, port) in [("alice", 1), ("bob", 2)] {
+            assert!(house.open(user, &format!("203.0.113.{number}:{port}")).is_empty());
+        }
+    }
+    let counters = house.occupancy.counters();
+    assert_eq!((counters.too_many_sources, counters.no_room), (0, 2 * 34));
+    assert_eq!(counters.behind_cdn, 2 * 34);
 }
 
 #[test]
@@ -800,4 +1027,60 @@ fn who_has_many_places_is_seen_when_he_is_at_more_sources_than_those() {
     assert_eq!(sources, ["198.51.100.81", "198.51.100.82"]);
     assert_eq!((eviction.ground, eviction.places), (Ground::Overlap, 80));
     assert_eq!(house.occupancy.counters().no_room, 0);
+}
+
+/// A guest at 198.51.102.7 of a house where a /24 is one source was banned.
+fn banned_at_one_address_of_many(terms: Terms) -> House {
+    let mut house = House::new(Terms { ipv4_prefix: 24, ..terms });
+    house.open("alice", HOME);
+    house.pass(20_000, &[HOME]);
+    let together = ["198.51.102.7", "198.51.100.11"];
+    house.open("alice", "198.51.102.7:1");
+    assert_eq!(evicted(&browse_together(&mut house, "alice", &together)).1, ["198.51.102.0/24"]);
+    house
+}
+
+/// What a new connection of a user at a source that a ban may leave out in part leads to.
+fn go_round(house: &mut House, user: &str, peer: &str) -> Vec<Verdict> {
+    let mut verdicts = house.open(user, peer);
+    let found = house.found(House::peer(peer)).unwrap();
+    let now = at(house.now);
+    verdicts.extend(match house.occupancy.go_round_a_ban(&found, &mut house.brakes, now) {
+        Verdict::Admit => None,
+        verdict => Some(verdict),
+    });
+    house.obey(&mut verdicts);
+    verdicts
+}
+
+#[test]
+fn who_goes_on_from_another_address_of_the_source_that_he_was_banned_at_goes_again() {
+    let mut house = banned_at_one_address_of_many(Terms::default());
+    let (eviction, sources) = evicted(&go_round(&mut house, "alice", "198.51.102.8:1"));
+    assert_eq!((eviction.ground, &*sources[0]), (Ground::StillBanned, "198.51.102.0/24"));
+    let offender = &eviction.offenders[0];
+    assert_eq!((offender.measure, offender.peer), (Measure::Ban, House::peer("198.51.102.8:1")));
+    assert_eq!(offender.links.len(), 1);
+    assert_eq!(house.occupancy.counters().on_sight, 1);
+    // Whoever is let in where he was banned was so by the operator.
+    for banned in ["198.51.102.7:9", "198.51.102.8:9"] {
+        assert_eq!(go_round(&mut house, "alice", banned), [], "{banned}");
+    }
+    assert_eq!(go_round(&mut house, "bob", "198.51.102.9:1"), [], "somebody else");
+    assert_eq!(go_round(&mut house, "alice", HOME_AGAIN), [], "where she is at home");
+    house.pass(60_000, &[HOME]);
+    assert_eq!(go_round(&mut house, "alice", "198.51.102.9:1"), [], "it has run out");
+}
+
+#[test]
+fn who_goes_through_the_addresses_of_a_banned_source_is_reset_once_the_brake_holds() {
+    let mut house = banned_at_one_address_of_many(Terms::default());
+    let measures: Vec<Measure> = (20..32)
+        .map(|last| {
+            let verdicts = go_round(&mut house, "alice", &format!("198.51.102.{last}:1"));
+            evicted(&verdicts).0.offenders[0].measure
+        })
+        .collect();
+    assert_eq!(measures[..9], [Measure::Ban; 9]);
+    assert_eq!(measures[9..], [Measure::Kill(Restraint::UserBans); 3]);
 }

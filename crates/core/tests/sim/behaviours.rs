@@ -3,7 +3,7 @@
 //! Each behaviour makes a [`Scene`] from random numbers, so that no two lives of it are alike. It
 //! runs nothing.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use refract_core::{Keep, Terms};
 
@@ -38,6 +38,10 @@ pub(crate) enum Expectation {
     Honest,
     /// In every life somebody is cut, at most so many milliseconds after the last device came.
     Caught(u64),
+    /// The last device is cut, and nobody else ever.
+    LastOnly,
+    /// The last device is cut, and once more at most so many milliseconds after it has moved.
+    Again(u64),
     /// Known to be seen late or not at all: shown, and nothing asserted.
     Shown,
 }
@@ -319,6 +323,97 @@ pub(crate) fn sharing() -> Vec<Behaviour> {
             scene(plans)
         }),
     ]
+}
+
+/// IPv4 at home, and both families elsewhere.
+fn both_elsewhere() -> Vec<Network> {
+    vec![v4(1), both(2), both(3)]
+}
+
+/// IPv4 at home, and IPv6 only elsewhere.
+fn one_family_each() -> Vec<Network> {
+    vec![v4(1), v6(2)]
+}
+
+/// How long a guest's ban lasts in what follows: to the end.
+const FOR_EVER: Duration = Duration::from_secs(LIFE / 1_000);
+
+/// A guest who streams over IPv4 from half a minute on, and is cut.
+fn guest() -> Plan {
+    Plan { shifts: vec![(30_000, 60_000)], ..plan(&[v4(9)], &[Streaming]) }
+}
+
+/// A guest is banned over IPv4, and whoever is honest goes on to networks that he never was at.
+pub(crate) fn beside_a_ban() -> Vec<Behaviour> {
+    let mut all = Vec::new();
+    let mut beside = |name: String, networks: Vec<Network>, gap, most, leave: Leave| {
+        all.push(behaviour(name, Expectation::LastOnly, move |random| {
+            let mut phone = moving(random, &networks, gap, most, &[leave]);
+            phone.activities = vec![Streaming, random.pick(&[Browsing, Chunks, Mux, Chat])];
+            let late = 65_000 - phone.moves[0].at.min(65_000);
+            phone.moves.iter_mut().for_each(|it| it.at += late);
+            let terms = Terms { timeout: FOR_EVER, ..terms() };
+            Scene { terms, ..scene(vec![phone, guest()]) }
+        }));
+    };
+    for (name, leave) in [
+        ("closing", Closing),
+        ("lost", Losing),
+        ("3 s of lingering", Lingering(2_000, 3_000)),
+        ("30 s of lingering", Lingering(15_000, 30_000)),
+        ("60 s of lingering", Lingering(30_000, 60_000)),
+    ] {
+        beside(format!("beside a ban, a move, {name}"), one_family_each(), (1, 2), 1, leave);
+        beside(
+            format!("beside a ban, nine moves, {name}"),
+            one_family_each(),
+            (20_000, 60_000),
+            9,
+            leave,
+        );
+        beside(
+            format!("to both families, nine, {name}"),
+            both_elsewhere(),
+            (20_000, 60_000),
+            9,
+            leave,
+        );
+    }
+    for (name, leave) in [
+        ("closing", Closing),
+        ("lost", Losing),
+        ("1 s of lingering", Lingering(300, 1_000)),
+        ("3 s of lingering", Lingering(1_000, 3_000)),
+    ] {
+        beside(
+            format!("beside a ban, flapping, {name}"),
+            one_family_each(),
+            (2_000, 6_000),
+            999,
+            leave,
+        );
+    }
+    all
+}
+
+/// The device that was cut comes back over the other family, and the first one goes on.
+pub(crate) fn comebacks() -> Vec<Behaviour> {
+    let mut all = Vec::new();
+    for (name, activity, bound) in [
+        ("comes back, both stream", [Streaming, Streaming], 7_000),
+        ("comes back and browses, the first streams", [Streaming, Browsing], 90_000),
+        ("comes back and streams, the first browses", [Browsing, Streaming], 60_000),
+    ] {
+        all.push(behaviour(name, Expectation::Again(bound), move |random| {
+            let first = plan(&[v4(1)], &activity[..1]);
+            let mut last = plan(&[v4(2), v6(2)], &activity[1..]);
+            last.shifts = vec![(30_000, LIFE)];
+            last.moves = vec![Move { at: random.between(200_000, 210_000), to: 1, leave: Closing }];
+            let terms = Terms { timeout: FOR_EVER, ..terms() };
+            Scene { terms, ..scene(vec![first, last]) }
+        }));
+    }
+    all
 }
 
 /// Those who share and are seen late or not at all.

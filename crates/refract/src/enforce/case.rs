@@ -142,8 +142,11 @@ impl Case {
             Action::Ban => {
                 self.target(ban_target(offender.source, peer.ip(), exemptions));
                 // A source may be several addresses, each of which is a target of its own.
-                let others = if self.is_proven { self.peers.clone() } else { Vec::new() };
-                for address in others.iter().map(SocketAddr::ip) {
+                let mut addresses: Vec<IpAddr> =
+                    offender.links.iter().map(|link| link.peer.address).collect();
+                addresses.dedup();
+                addresses.retain(|address| exemptions.reason(*address).is_none());
+                for address in addresses {
                     self.target(ban_target(offender.source, address, exemptions));
                 }
             }
@@ -312,12 +315,8 @@ pub(super) fn find_link(
     Ok(found.map(|it| it.connection).filter(|connection| connection.cookie() == link.cookie))
 }
 
-/// What goes into the set: an IPv4 address as it is; an IPv6 source whole, unless it holds an
-/// address that may never be banned: then the exact address.
+/// What goes into the set.
 fn ban_target(source: Source, address: IpAddr, exemptions: &Exemptions) -> BanTarget {
-    if address.is_ipv4() {
-        return BanTarget::host(address);
-    }
     let network = exemptions.ban_target(source, address);
     BanTarget::Network { address: network.address(), prefix: network.prefix() }
 }
@@ -408,6 +407,17 @@ mod tests {
         }
         assert!(!case.fall_back());
         assert!(case.troubles[0].starts_with("2 MPTCP connections survived"), "{case:?}");
+    }
+
+    #[test]
+    fn an_address_that_only_one_of_very_many_connections_is_from_is_banned_too() {
+        let all: Vec<String> = (1..=MOST_PEERS + 1)
+            .map(|port| format!("198.51.100.7:{port}"))
+            .chain(["198.51.100.8:1".to_owned()])
+            .collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let case = named(&offender(&all), "192.0.2.1/32");
+        assert_eq!((case.peers.len(), case.targets.len()), (MOST_PEERS, 2));
     }
 
     #[test]

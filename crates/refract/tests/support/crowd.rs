@@ -228,11 +228,6 @@ impl<'crowd> User<'crowd> {
         self.open(&self.name, source, ECHO).map(|(line, _)| line)
     }
 
-    /// The same, with the instant at which the line was about to be written.
-    pub(crate) fn talk_timed(&self, source: IpAddr) -> Result<(Line, Instant)> {
-        self.open(&self.name, source, ECHO)
-    }
-
     /// Opens a connection from `source` on which bytes come without end, and that is otherwise quiet.
     pub(crate) fn download(&self, source: IpAddr) -> Result<Line> {
         self.open(&self.name, source, DOWNLOAD).map(|(line, _)| line)
@@ -336,12 +331,6 @@ impl<'crowd> User<'crowd> {
         self.crowd.log.accepted(line.local(), name)?;
         Ok((line, written))
     }
-}
-
-/// Whether the server answers a connection from `source`, within a short time. Call it in a story.
-pub(crate) fn is_let_in(source: IpAddr) -> bool {
-    let patience = Duration::from_millis(300);
-    connect_from(SocketAddr::new(source, 0), server_for(source), patience).is_ok()
 }
 
 fn server_for(source: IpAddr) -> SocketAddr {
