@@ -7,7 +7,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Every promise of the enforcement path holds with either firewall: these run with nftables too. The
 # others are about one of the two, or about neither.
 ON_NFTABLES = beside_firewalls brakes end_to_end enforcement enforcement_udp faults forgery grade \
-	hand_over local_ends namespaces process records reverse_proxy shared_source sharing sources
+	hand_over local_ends memory namespaces process records reverse_proxy shared_source sharing \
+	sources
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
