@@ -38,8 +38,11 @@ fn told(record: &Record) -> (&str, &str) {
 fn a_neighbour_whose_places_nobody_counts_is_one_after_a_restart() -> Result<()> {
     let stage = Stage::new()?;
     let sidecar = start(&stage, "ignore = ['admin']\n")?;
-    stage.device(&sidecar, JUNIOR, "admin").browse()?;
-    sidecar.settled()?;
+    let mut admin = stage.device(&sidecar, JUNIOR, "admin");
+    admin.browse()?;
+    let status = sidecar.settled()?;
+    assert_eq!(status.count("unlimited")?, 1, "{status}");
+    drop(admin);
     sidecar.stop()?;
     let sidecar = start(&stage, "ignore = ['admin']\n")?;
     let record = stage.sharers_are_cut(&sidecar, "sharer")?;
