@@ -177,15 +177,17 @@ fn an_ipv6_source_that_holds_an_exempt_address_is_banned_by_the_exact_address() 
 
 #[test]
 fn who_goes_on_from_an_address_that_his_ban_leaves_out_goes_again() -> Result<()> {
-    let stage = Stage::new()?;
     let at6 = SocketAddr::new(SERVER_V6.into(), 443);
     let over_v4 = ["198.18.3.1", "198.18.4.7", "198.18.4.8", "198.18.4.9"];
     let over_v6 =
         ["2001:db8:f000:1::1", "2001:db8:f000:7::7", "2001:db8:f000:7::8", "2001:db8:f000:7::9"];
-    for (user, flag, at, [home, banned, beside, neighbour], host) in [
-        ("four", "--ipv4-prefix=24", AT, over_v4, &stage.people),
-        ("six", "--allow=2001:db8:f000:7::1", at6, over_v6, &stage.crowd),
+    for (user, flag, at, [home, banned, beside, neighbour]) in [
+        ("four", "--ipv4-prefix=24", AT, over_v4),
+        ("six", "--allow=2001:db8:f000:7::1", at6, over_v6),
     ] {
+        // Other prefixes would leave a doubt about who is whose neighbour.
+        let stage = Stage::new()?;
+        let host = if at.is_ipv4() { &stage.people } else { &stage.crowd };
         let sidecar = Sidecar::start_asking(&stage.lab, &[flag])?;
         let device = |source: &str| Device::new(&sidecar, host, ip(source), at, user);
         let (mut senior, mut junior) = (device(home), device(banned));
