@@ -71,47 +71,7 @@ pub fn block(
         judge.brakes.max_bans_withheld,
         judge.hiding.count(),
     ));
-    let spared = judge.spared;
-    lines.push(format!(
-        "spared shared_source={} unknown_neighbours={} proxy={}",
-        spared.shared_source, spared.unknown_neighbours, spared.proxy,
-    ));
-    let counters = judge.occupancy.counters();
-    lines.push(counted(
-        "claims",
-        &[
-            ("known", counters.known),
-            ("verified", counters.verified),
-            ("unverified", counters.unverified),
-            ("tainted", counters.tainted),
-            ("refused", counters.refused),
-            ("older", counters.older),
-            ("carriers", counters.carriers),
-            ("unlimited", counters.unlimited),
-            ("no_room", counters.no_room),
-            ("invalid_names", judge.taint.invalid_names()),
-        ],
-    ));
-    lines.push(counted(
-        "verdicts",
-        &[
-            ("asked", counters.asked),
-            ("answered", counters.answered),
-            ("overlap", counters.violations),
-            ("on_sight", counters.on_sight),
-            ("too_many_sources", counters.too_many_sources),
-            ("other_family", counters.other_family),
-            ("behind_cdn", counters.behind_cdn),
-            ("late_slots", counters.late_slots),
-            ("evicted_users", counters.evicted_users),
-            ("evicted_neighbours", counters.evicted_neighbours),
-        ],
-    ));
-    let roster = judge.roster_counters();
-    lines.push(format!(
-        "roster dropped_users={} dropped_neighbours={} forgotten_users={}",
-        roster.evicted_users, roster.evicted_neighbours, roster.forgotten_users,
-    ));
+    lines.extend(counters(judge));
     if let Some(census) = census {
         lines.push(format!(
             "census walks={} closes_lost={} found_gone={} unnamed={} most_unnamed={}",
@@ -139,6 +99,61 @@ pub fn block(
         if reasons.is_empty() { "" } else { " " },
     ));
     lines
+}
+
+/// What became of lines and of verdicts, a subject a line.
+fn counters(judge: &Judge) -> [String; 4] {
+    let spared = judge.spared;
+    let counters = judge.occupancy.counters();
+    let roster = judge.roster_counters();
+    [
+        counted(
+            "spared",
+            &[
+                ("shared_source", spared.shared_source),
+                ("unknown_neighbours", spared.unknown_neighbours),
+                ("proxy", spared.proxy),
+            ],
+        ),
+        counted(
+            "claims",
+            &[
+                ("known", counters.known),
+                ("verified", counters.verified),
+                ("unverified", counters.unverified),
+                ("tainted", counters.tainted),
+                ("refused", counters.refused),
+                ("older", counters.older),
+                ("carriers", counters.carriers),
+                ("unlimited", counters.unlimited),
+                ("no_room", counters.no_room),
+                ("invalid_names", judge.taint.invalid_names()),
+            ],
+        ),
+        counted(
+            "verdicts",
+            &[
+                ("asked", counters.asked),
+                ("answered", counters.answered),
+                ("overlap", counters.violations),
+                ("on_sight", counters.on_sight),
+                ("too_many_sources", counters.too_many_sources),
+                ("other_family", counters.other_family),
+                ("behind_cdn", counters.behind_cdn),
+                ("late_slots", counters.late_slots),
+                ("evicted_users", counters.evicted_users),
+                ("evicted_neighbours", counters.evicted_neighbours),
+            ],
+        ),
+        counted(
+            "roster",
+            &[
+                ("dropped_users", roster.evicted_users),
+                ("dropped_neighbours", roster.evicted_neighbours),
+                ("forgotten_users", roster.forgotten_users),
+            ],
+        ),
+    ]
 }
 
 /// One subject with its counters.
