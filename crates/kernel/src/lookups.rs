@@ -81,3 +81,26 @@ impl Lookups {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many answers reach us when nobody is there. It only asks, so it takes no namespace.
+    fn answers(mut socket: Socket) -> usize {
+        let mut request = Writer::new();
+        let first = socket.next_sequence();
+        let ends = ["127.0.0.1:1".parse().unwrap(), "127.0.0.2:1".parse().unwrap()];
+        write_observe(&mut request, first, ends[0], ends[1], 0);
+        let mut answers = 0;
+        socket.answered_at_once(&request, first, |_| answers += 1).unwrap();
+        answers
+    }
+
+    #[test]
+    fn the_kernel_takes_the_filter_and_keeps_answers_in_vain_to_itself() {
+        let filter = message_filter::connections_and_troubles();
+        assert_eq!(answers(Socket::open(Family::SockDiag).unwrap()), 1);
+        assert_eq!(answers(Socket::open_with_filter(Family::SockDiag, &filter).unwrap()), 0);
+    }
+}
